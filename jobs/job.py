@@ -1,0 +1,56 @@
+"""What every job shares: parse, connect to Ray quietly, run, print where the result lies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that a job runs without installing the package, as `ray job submit` does
+
+from fer_ray import config as configuration  # noqa: E402
+from fer_ray import storage  # noqa: E402
+
+# Ray's own progress is for developers of Ray; must be set before Ray is imported.
+QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
+         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+         "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
+
+
+def main(stages: Callable[[configuration.Config], str], description: str) -> None:
+    """Run `stages` with the configuration of the command line; exit code 1 and one line when the user can mend it."""
+    # heavy imports come only once the options are read, so that --help and typing errors answer at once
+    try:
+        config = configuration.load(sys.argv[1:], description)
+    except configuration.ConfigError as error:
+        sys.exit(f"error: {error}")
+    from fer_ray import backbones, checkpoints, manifest, training
+
+    try:
+        result = stages(config)
+    except (configuration.ConfigError, manifest.DataError, backbones.WeightsError, checkpoints.CheckpointError,
+            training.TrainingError) as error:
+        sys.exit(f"error: {error}")
+    print(f"result: {result}", flush=True)
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS, or start Ray on this machine."""
+    os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items() if k != "PYTHONPATH"})
+    import ray
+
+    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="error", log_to_driver=True,
+             ignore_reinit_error=True, runtime_env={"env_vars": QUIET})
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def prepared_uri(config: configuration.Config) -> str:
+    """Where the prepared set of this configuration lies."""
+    return storage.absolute(storage.join(config.storage, "prepared", config.name))

@@ -1,0 +1,49 @@
+"""The stages as every job calls them: all that can be wrong is found before Ray starts."""
+
+from __future__ import annotations
+
+import job
+
+from fer_ray import backbones, evaluation, prepare, storage, training
+from fer_ray.config import Config
+from fer_ray.datasets import read_manifest
+
+
+def run_prepare(config: Config) -> str:
+    """Raw data to prepared set; its URI."""
+    data = read_manifest(config.data)
+    print(f"prepare: {data.rows.num_rows} images, {data.rejected.num_rows} rejected by their labels", flush=True)
+    job.connect()
+    uri = prepare.prepare(config, data)
+    summary = storage.read_json(storage.join(uri, "prepared.json"))
+    kept = {s: sum(sum(by[s].values()) for by in summary["counts"]["after"].values() if s in by)
+            for s in ("train", "val", "test")}
+    print(f"prepare: {kept} images by {summary['split']}, rejected {summary['rejected']}, leaks {summary['leaks']}",
+          flush=True)
+    return uri
+
+
+def run_train(config: Config) -> str:
+    """Prepared set to the run folder with its checkpoints; its URI."""
+    t = config.train
+    prepare.read_index(job.prepared_uri(config))
+    backbones.initial_state(t.backbone, t.weights, t.seed)
+    job.connect()
+    print(f"train: {t.backbone} from {t.weights} weights, at most {t.epochs} epochs, lr {t.lr:g}, "
+          f"momentum {t.momentum:g}", flush=True)
+    return training.train(config, job.prepared_uri(config))
+
+
+def run_evaluate(config: Config) -> str:
+    """Best checkpoint to result.json; its URI."""
+    prepare.read_index(job.prepared_uri(config))
+    job.connect()
+    return evaluation.evaluate(config, job.prepared_uri(config))
+
+
+def run_pipeline(config: Config) -> str:
+    """All three; URI of result.json."""
+    backbones.initial_state(config.train.backbone, config.train.weights, config.train.seed)
+    run_prepare(config)
+    run_train(config)
+    return run_evaluate(config)
