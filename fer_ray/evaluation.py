@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from fer_ray import augment, backbones, checkpoints, inference, metrics, prepare, report, storage
+from fer_ray import augment, backbones, checkpoints, inference, metrics, prepare, storage
 from fer_ray.config import Config, to_dict
 from fer_ray.manifest import EXPRESSIONS, DataError
 
@@ -42,6 +42,8 @@ def evaluate(config: Config, prepared: str) -> str:
         result["floor"] = floor(config, prepared, description["backbone"])
     out = storage.join(config.storage, "runs", config.name)
     montage, augmented = _pictures(prepared, config.train.seed)
+    from fer_ray import report
+
     html = report.render(result, montage, augmented, description["history"])
     storage.write_bytes(storage.join(out, "report.html"), html.encode())
     predictions = test[["image", "dataset", "subject", "expression"]].assign(

@@ -44,11 +44,12 @@ def connect() -> None:
 
     ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="error", log_to_driver=True,
              ignore_reinit_error=True, runtime_env={"env_vars": QUIET})
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
     import ray.data
+    import ray.train
 
     ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.train"):  # after the imports, which set the levels
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def prepared_uri(config: configuration.Config) -> str:

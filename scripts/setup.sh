@@ -14,7 +14,7 @@ echo "setup: installing into .venv (first time: several minutes)"
 [[ -x .venv/bin/python ]] || "${PYTHON:-python3}" -m venv .venv
 # torch by itself and by exact version first, so that no later resolution weighs other builds of it.
 mapfile -t torch < <(grep -E '^(torch|torchvision)==' constraints.txt)
-.venv/bin/python -m pip install --quiet "${torch[@]}"
-.venv/bin/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+.venv/bin/python -m pip install -qq "${torch[@]}" -c constraints.txt
+.venv/bin/python -m pip install -qq -e '.[dev]' -c constraints.txt
 echo "$wanted" > "$stamp"
 echo "setup: done"

@@ -1,0 +1,156 @@
+"""Results to one self-contained HTML file with the pictures (jinja2, matplotlib)."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib import resources
+
+import numpy as np
+
+from fer_ray.manifest import EXPRESSIONS
+
+BLUE, ORANGE, GREY = "#2f5d8a", "#d1772e", "#8a8f98"
+
+
+def render(result: dict, montage: list[dict], augmented: list[np.ndarray], epochs: list[dict]) -> str:
+    """The report as one HTML page without external requests.
+
+    Args:
+        result: what `evaluation` describes, with `metrics` of `metrics.evaluate`.
+        montage: dicts of `crop` (uint8 [H, W(, 3)]), `expression`, `split`.
+        augmented: uint8 [224, 224, 3] images of one crop.
+        epochs: the training history, may be empty.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    template = resources.files("fer_ray").joinpath("templates/report.html.j2").read_text()
+    pictures = {"crops": _uri(crops_figure(montage)) if montage else None,
+                "augmented": _uri(row_figure(augmented)) if augmented else None,
+                "curves": _uri(curves_figure(epochs)) if epochs else None,
+                "recall": _uri(recall_figure(result["metrics"])),
+                "confusion": _uri(confusion_figure(result["metrics"]["confusion"]))}
+    leaking = result["split"] != "subject" or any(result["leaks"].get(k, 0) for k in ("subject", "sequence"))
+    return Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(
+        r=result, m=result["metrics"], pictures=pictures, leaking=leaking, expressions=EXPRESSIONS,
+        config=_flatten(result["config"]), splits=("train", "val", "test"))
+
+
+def save_summary_png(path: str, result: dict, montage: list[dict], epochs: list[dict]) -> None:
+    """The main figures side by side as one PNG: crops, curves, recall, confusion matrix."""
+    import matplotlib.image as image
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.2), dpi=80, layout="constrained")
+    panels = [crops_figure(montage), curves_figure(epochs), recall_figure(result["metrics"]),
+              confusion_figure(result["metrics"]["confusion"])]
+    axes = figure.subplots(1, len(panels), width_ratios=[1.3, 1.2, 1.2, 1])
+    for axis, panel in zip(axes, panels, strict=True):
+        axis.imshow(image.imread(io.BytesIO(_png(panel))))
+        axis.axis("off")
+    figure.savefig(path)
+
+
+def crops_figure(montage: list[dict]):
+    """One row of crops a class."""
+    from matplotlib.figure import Figure
+
+    names = [e for e in EXPRESSIONS if any(m["expression"] == e for m in montage)]
+    columns = max(sum(m["expression"] == e for m in montage) for e in names)
+    figure = Figure(figsize=(0.95 * columns + 0.9, 0.95 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), columns, squeeze=False)
+    for row, name in zip(axes, names, strict=True):
+        chosen = [m for m in montage if m["expression"] == name]
+        for axis, m in zip(row, chosen, strict=False):
+            axis.imshow(m["crop"][::2, ::2], cmap="gray", vmin=0, vmax=255)
+        for axis in row:
+            axis.set_xticks([]), axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure
+
+
+def row_figure(images: list[np.ndarray]):
+    """Images side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.1 * len(images), 1.2), layout="constrained")
+    for axis, picture in zip(figure.subplots(1, len(images), squeeze=False)[0], images, strict=True):
+        axis.imshow(picture)
+        axis.axis("off")
+    return figure
+
+
+def curves_figure(epochs: list[dict]):
+    """Loss (left axis) and validation accuracy (right axis) by epoch."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    loss = figure.subplots()
+    accuracy = loss.twinx()
+    numbers = [e["epoch"] + 1 for e in epochs]
+    loss.plot(numbers, [e["train_loss"] for e in epochs], color=GREY, marker="o", label="training loss")
+    loss.plot(numbers, [e["val_loss"] for e in epochs], color=ORANGE, marker="o", label="validation loss")
+    accuracy.plot(numbers, [e["val_balanced_accuracy"] for e in epochs], color=BLUE, marker="o",
+                  label="validation balanced accuracy")
+    loss.set(xlabel="epoch", ylabel="cross-entropy")
+    loss.xaxis.get_major_locator().set_params(integer=True)
+    accuracy.set(ylabel="balanced accuracy", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def recall_figure(scores: dict):
+    """Recall of each class with its 95 % interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for i, name in enumerate(EXPRESSIONS):
+        c = scores["per_class"][name]
+        if not c["support"]:
+            axis.text(0.01, i, "no test images", va="center", color=GREY)
+            continue
+        low, high = c["recall_ci95"]
+        axis.barh(i, c["recall"], color=BLUE, alpha=0.85)
+        axis.plot([low, high], [i, i], color="black", lw=1.5)
+        axis.text(1.02, i, f"{c['recall']:.2f}  of {c['support']}", va="center", fontsize=9)
+    axis.set_yticks(range(len(EXPRESSIONS)), EXPRESSIONS)
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1), xlabel="share recognised (line: 95 % interval over people)")
+    return figure
+
+
+def confusion_figure(confusion: list[list[int]]):
+    """Counts as text, colour by share of the row."""
+    from matplotlib.figure import Figure
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    counts = np.array(confusion)
+    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
+    axis = figure.subplots()
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    display = ConfusionMatrixDisplay(share, display_labels=EXPRESSIONS)
+    display.plot(ax=axis, cmap="Blues", colorbar=False, include_values=False, xticks_rotation=45,
+                 im_kw={"vmin": 0, "vmax": 1})
+    for (i, j), n in np.ndenumerate(counts):
+        if n:
+            axis.text(j, i, n, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+    return figure
+
+
+def _png(figure) -> bytes:
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=110)
+    return sink.getvalue()
+
+
+def _uri(figure) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(figure)).decode()
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

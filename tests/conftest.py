@@ -1,0 +1,12 @@
+"""Settings for all tests."""
+
+import os
+
+from hypothesis import settings
+
+# Before anything imports Ray: no test reports home.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# A shared machine makes single examples slow by chance; failures must come from the code alone.
+settings.register_profile("fer_ray", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("fer_ray")
