@@ -62,7 +62,12 @@ def _architecture(backbone: str) -> nn.Module:
     if backbone == LITE0:
         from efficientnet_lite_pytorch import EfficientNet
 
-        return EfficientNet.from_name("efficientnet-lite0")
+        model = EfficientNet.from_name("efficientnet-lite0")
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                # the package's 0.01 lags the new data by hundreds of steps, more than a short fine-tuning has
+                layer.momentum = 0.1
+        return model
     import torchvision
 
     return torchvision.models.get_model(backbone, weights=None)

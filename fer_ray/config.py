@@ -195,7 +195,7 @@ def load(argv: list[str], description: str = "") -> Config:
         parsed = parser.parse_args(argv)
     except Exception as error:  # jsonargparse wraps every bad value in its own classes
         raise ConfigError(" ".join(str(error).split())) from None
-    config = parser.instantiate_classes(parsed)
+    config = parser.instantiate(parsed)
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(Config)}
     return check(Config(**values))
 

@@ -1,4 +1,4 @@
-"""Checkpoint x test split to `result.json` and `report.html`."""
+"""Checkpoint x test split to results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shlex
 import sys
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 
 from fer_ray import augment, backbones, checkpoints, inference, metrics, prepare, storage
@@ -19,8 +18,10 @@ from fer_ray.manifest import EXPRESSIONS, DataError
 PACKAGES = ("ray", "torch", "torchvision", "opencv-python-headless", "numpy", "pyarrow", "scikit-learn")
 
 
-def evaluate(config: Config, prepared: str) -> str:
-    """Score the run's best checkpoint on the test split and write the report; URI of `result.json`.
+def evaluate(config: Config, prepared: str) -> dict:
+    """Score the run's best checkpoint on the test split; everything the report tells.
+
+    The probabilities of each test image go to `predictions.csv` in the run's folder.
 
     Raises: checkpoints.CheckpointError; manifest.DataError if the checkpoint was trained on another split, whose
         training images could stand in this test split, or if the test split is empty.
@@ -36,25 +37,14 @@ def evaluate(config: Config, prepared: str) -> str:
                                             use_gpu=config.train.use_gpu)
     if not len(test):
         raise DataError(f"{prepared}: the test split is empty")
-    scores = metrics.evaluate(probabilities, inference.labels_of(test), test["subject"].tolist(), seed=config.split.seed)
+    scores = metrics.evaluate(probabilities, inference.labels_of(test), test["subject"].tolist(), config.split.seed)
     result = _describe(config, prepared, summary, checkpoint, description, scores)
     if config.evaluate.floor:
         result["floor"] = floor(config, prepared, description["backbone"])
-    out = storage.join(config.storage, "runs", config.name)
-    montage, augmented = _pictures(prepared, config.train.seed)
-    from fer_ray import report
-
-    html = report.render(result, montage, augmented, description["history"])
-    storage.write_bytes(storage.join(out, "report.html"), html.encode())
     predictions = test[["image", "dataset", "subject", "expression"]].assign(
         **{f"p_{e}": probabilities[:, i] for i, e in enumerate(EXPRESSIONS)})
-    storage.write_bytes(storage.join(out, "predictions.csv"), predictions.to_csv(index=False).encode())
-    storage.write_json(storage.join(out, "result.json"), result | {
-        "report": storage.absolute(storage.join(out, "report.html")),
-        **{k: scores[k] for k in ("balanced_accuracy", "balanced_accuracy_ci95", "accuracy", "macro_f1",
-                                  "test_images")}})
-    print(metrics.per_class_table(scores))
-    return storage.absolute(storage.join(out, "result.json"))
+    storage.write_bytes(storage.join(run, "predictions.csv"), predictions.to_csv(index=False).encode())
+    return result
 
 
 def floor(config: Config, prepared: str, backbone: str) -> dict:
@@ -109,6 +99,7 @@ def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, des
         "counts": summary["counts"],
         "rejected": summary["rejected"],
         "train": trained | {"epochs_run": len(history)},
+        "history": history,
         "config": to_dict(config),
         "versions": {"python": sys.version.split()[0],
                      **{p: importlib.metadata.version(p) for p in PACKAGES}},
@@ -118,7 +109,7 @@ def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, des
     }
 
 
-def _pictures(prepared: str, seed: int) -> tuple[list[dict], list[np.ndarray]]:
+def pictures(prepared: str, seed: int) -> tuple[list[dict], list[np.ndarray]]:
     """A montage of up to eight crops of each class, different people first, and eight augmentations of one crop."""
     index = prepare.read_index(prepared)
     index["turn"] = index.groupby(["expression", "subject"], dropna=False).cumcount()
@@ -132,8 +123,3 @@ def _pictures(prepared: str, seed: int) -> tuple[list[dict], list[np.ndarray]]:
                for _, r in chosen.iterrows()]
     one = crops[int(chosen.iloc[0]["row"])]
     return montage, [augment.train_transform(one, seed, epoch, 0) for epoch in range(8)]
-
-
-def read_predictions(uri: str) -> pd.DataFrame:
-    """`predictions.csv` of a run: one row a test image with a probability per class."""
-    return pd.read_csv(io.BytesIO(storage.read_bytes(storage.join(uri, "predictions.csv"))))

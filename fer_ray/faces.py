@@ -31,9 +31,11 @@ def decode(content: bytes) -> np.ndarray:
             raise ValueError(f"too small: {width} x {height} px")
         image.load()
         image = ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError:
+        raise ValueError(f"too large: at most {MAX_PIXELS} px are decoded") from None
     except UnidentifiedImageError:
         raise ValueError("not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"damaged image: {error}") from None
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image).astype(np.float32)

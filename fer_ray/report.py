@@ -8,9 +8,21 @@ from importlib import resources
 
 import numpy as np
 
+from fer_ray import storage
 from fer_ray.manifest import EXPRESSIONS
 
+HEADLINE = ("balanced_accuracy", "balanced_accuracy_ci95", "accuracy", "macro_f1", "test_images")
 BLUE, ORANGE, GREY = "#2f5d8a", "#d1772e", "#8a8f98"
+
+
+def write(folder: str, result: dict, montage: list[dict], augmented: list[np.ndarray]) -> str:
+    """Write `report.html`, `summary.png` and, last, `result.json` to a folder; URI of `result.json`."""
+    page = storage.join(folder, "report.html")
+    storage.write_bytes(page, render(result, montage, augmented, result["history"]).encode())
+    storage.write_bytes(storage.join(folder, "summary.png"), summary_png(result, montage, result["history"]))
+    target = storage.join(folder, "result.json")
+    storage.write_json(target, result | {"report": page} | {k: result["metrics"][k] for k in HEADLINE})
+    return target
 
 
 def render(result: dict, montage: list[dict], augmented: list[np.ndarray], epochs: list[dict]) -> str:
@@ -36,19 +48,19 @@ def render(result: dict, montage: list[dict], augmented: list[np.ndarray], epoch
         config=_flatten(result["config"]), splits=("train", "val", "test"))
 
 
-def save_summary_png(path: str, result: dict, montage: list[dict], epochs: list[dict]) -> None:
+def summary_png(result: dict, montage: list[dict], epochs: list[dict]) -> bytes:
     """The main figures side by side as one PNG: crops, curves, recall, confusion matrix."""
     import matplotlib.image as image
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.2), dpi=80, layout="constrained")
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
     panels = [crops_figure(montage), curves_figure(epochs), recall_figure(result["metrics"]),
               confusion_figure(result["metrics"]["confusion"])]
     axes = figure.subplots(1, len(panels), width_ratios=[1.3, 1.2, 1.2, 1])
     for axis, panel in zip(axes, panels, strict=True):
         axis.imshow(image.imread(io.BytesIO(_png(panel))))
         axis.axis("off")
-    figure.savefig(path)
+    return _png(figure)
 
 
 def crops_figure(montage: list[dict]):

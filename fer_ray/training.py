@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -9,13 +10,14 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 import time
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from fer_ray import augment, backbones, batches, checkpoints, metrics, prepare, storage
+from fer_ray import augment, backbones, batches, checkpoints, metrics, storage
 from fer_ray.config import Config, ConfigError, TrainConfig, to_dict
 from fer_ray.manifest import EXPRESSIONS
 
@@ -43,7 +45,7 @@ def train(config: Config, prepared: str) -> str:
     resources = worker_resources(ray.cluster_resources(), t)
     state = ray.put(backbones.initial_state(t.backbone, t.weights, t.seed))
     loop_config = {
-        "train": t, "state": state, "config": to_dict(config), "fingerprint": fingerprint,
+        "run": run, "train": t, "state": state, "config": to_dict(config), "fingerprint": fingerprint,
         # workers may share a node: the threads of all must not exceed its cores
         "threads": max(1, int(ray.cluster_resources()["CPU"] / len(ray.nodes()) // t.num_workers)),
         "train_crops": batches.load_refs(prepared, "train"), "val_crops": batches.load_refs(prepared, "val"),
@@ -59,11 +61,43 @@ def train(config: Config, prepared: str) -> str:
         ),
     )
     try:
-        trainer.fit()
+        with _progress(run, t.epochs):
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"{run}: {_cause(error)}") from error
     _publish(config, run)
     return run
+
+
+@contextlib.contextmanager
+def _progress(run: str, num_epochs: int):
+    """Print a line an epoch while the workers train: what they print themselves drowns in Ray's own log."""
+    file, stop = storage.join(run, "epochs.json"), threading.Event()
+
+    def read() -> list[dict]:
+        return storage.read_json(file)["epochs"] if storage.exists(file) else []
+
+    def follow() -> None:
+        shown = len(read())
+        if shown:
+            print(f"resuming after epoch {shown}", flush=True)
+        while True:
+            ended = stop.wait(1.0)
+            for e in read()[shown:]:
+                print(f"epoch {e['epoch'] + 1:3d}/{num_epochs}  loss {e['train_loss']:.3f}  val loss "
+                      f"{e['val_loss']:.3f}  val balanced accuracy {e['val_balanced_accuracy']:.3f}  "
+                      f"{e['images_per_s']:.0f} images/s", flush=True)
+                shown += 1
+            if ended:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def worker_resources(cluster: dict, t: TrainConfig) -> dict:
@@ -121,9 +155,6 @@ def fit(c: dict) -> None:
         if result["val_balanced_accuracy"] > progress["best"]:
             progress |= {"best": result["val_balanced_accuracy"], "best_epoch": epoch}
         progress = {**progress, "epoch": epoch, "history": [*progress["history"], result]}
-        if rank == 0:
-            print(f"epoch {epoch + 1:3d}/{t.epochs}  loss {train_loss:.3f}  val loss {val_loss:.3f}  val balanced "
-                  f"accuracy {result['val_balanced_accuracy']:.3f}  {result['images_per_s']:.0f} images/s", flush=True)
         report(model, optimizer, progress, c, rank)
 
 
@@ -187,13 +218,14 @@ def report(model, optimizer, progress: dict, c: dict, rank: int) -> None:
 
     result, checkpoint, folder = progress["history"][-1], None, None
     if rank == 0:
+        storage.write_json(storage.join(c["run"], "epochs.json"), {"epochs": progress["history"]})
         folder = tempfile.mkdtemp()
         description = {"metrics": result, "history": progress["history"], "config": c["config"],
                        "data_fingerprint": c["fingerprint"], "versions": {"torch": torch.__version__}}
         checkpoints.save(folder, c["train"].backbone, model,
                          {"optimizer": optimizer.state_dict(), "progress": progress}, description)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
-    ray.train.report({k: v for k, v in result.items()}, checkpoint=checkpoint)
+    ray.train.report(result, checkpoint=checkpoint)
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -42,7 +42,7 @@ def connect() -> None:
     os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items() if k != "PYTHONPATH"})
     import ray
 
-    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="error", log_to_driver=True,
+    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="error", log_to_driver=False,
              ignore_reinit_error=True, runtime_env={"env_vars": QUIET})
     import ray.data
     import ray.train

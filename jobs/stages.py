@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import job
 
-from fer_ray import backbones, evaluation, prepare, storage, training
+from fer_ray import backbones, evaluation, metrics, prepare, report, storage, training
 from fer_ray.config import Config
 from fer_ray.datasets import read_manifest
 
@@ -38,7 +38,12 @@ def run_evaluate(config: Config) -> str:
     """Best checkpoint to result.json; its URI."""
     prepare.read_index(job.prepared_uri(config))
     job.connect()
-    return evaluation.evaluate(config, job.prepared_uri(config))
+    prepared = job.prepared_uri(config)
+    result = evaluation.evaluate(config, prepared)
+    run = storage.absolute(storage.join(config.storage, "runs", config.name))
+    target = report.write(run, result, *evaluation.pictures(prepared, config.train.seed))
+    print(f"{metrics.per_class_table(result['metrics'])}\nreport: {run}/report.html", flush=True)
+    return target
 
 
 def run_pipeline(config: Config) -> str:

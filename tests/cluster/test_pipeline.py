@@ -1,0 +1,98 @@
+"""The main job as a user runs it: real files, real Ray, real subprocesses."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from fer_ray.datasets.sample import write_sample
+
+REPO = Path(__file__).parents[2]
+TRAIN = ["--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8", "--train.num_workers", "2"]
+SOURCES = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]']
+
+
+def job(verb: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
+    # from another folder, as a user would: nothing may depend on the working directory
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.run([sys.executable, str(REPO / "jobs" / f"{verb}.py"), *options], cwd=cwd, env=env,
+                          capture_output=True, text=True, timeout=220)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The whole pipeline on a tiny sample with one corrupt image among good ones."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_sample(root / "data", subjects=4, seed=3)
+    victim = sorted((root / "data" / "jaffe").glob("*.tiff"))[0]
+    victim.write_bytes(victim.read_bytes()[:100])
+    options = ["--data.root", str(root / "data"), *SOURCES, "--storage", str(root / "out"), "--name", "tiny", *TRAIN]
+    done = job("pipeline", *options, "--train.epochs", "1", cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root, options, victim, done.stdout
+
+
+def test_last_line_names_a_result_that_is_whole(ran):
+    root, _, _, stdout = ran
+    last = stdout.strip().splitlines()[-1]
+    assert last == f"result: {root}/out/runs/tiny/result.json"
+    result = json.loads(Path(last.removeprefix("result: ")).read_text())
+    assert 0 <= result["balanced_accuracy"] <= 1 and 0 <= result["accuracy"] <= 1 and 0 <= result["macro_f1"] <= 1
+    assert result["split"] == "subject" and result["leaks"]["subject"] == 0 and result["leaks"]["sequence"] == 0
+    assert Path(result["report"]).read_text().startswith("<!doctype html>")
+    assert (Path(result["checkpoint"]) / "model.safetensors").is_file()
+    predictions = pd.read_csv(root / "out/runs/tiny/predictions.csv")
+    assert len(predictions) == result["test_images"] == sum(map(sum, result["metrics"]["confusion"]))
+    assert json.loads((root / "out/best/tiny.json").read_text())["checkpoint"] == result["checkpoint"]
+
+
+def test_every_image_is_in_the_set_or_rejected_with_a_reason(ran):
+    root, _, victim, _ = ran
+    prepared = root / "out/prepared/tiny"
+    rejected = pq.read_table(prepared / "rejected.parquet").to_pandas().set_index("image").reason
+    index = pq.read_table(prepared / "index.parquet").to_pandas()
+    images = {str(p) for p in (root / "data").rglob("*") if p.suffix in (".png", ".tiff")}
+    assert set(index.image) | set(rejected.index) == images and not set(index.image) & set(rejected.index)
+    assert "image" in rejected[str(victim)]
+    assert index.groupby("subject").split.nunique().max() == 1
+    crop = pq.read_table(prepared / "images/part-00000.parquet").to_pylist()[0]["crop"]
+    assert cv2.imdecode(np.frombuffer(crop, np.uint8), cv2.IMREAD_UNCHANGED).shape[:2] == (256, 256)
+
+
+def test_the_same_command_goes_on_where_it_ended(ran):
+    root, options, _, _ = ran
+    before = {p: p.read_bytes() for p in (root / "out/prepared").rglob("*") if p.is_file()}
+    again = job("train", *options, "--train.epochs", "2", cwd=root)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "resuming after epoch 1" in again.stdout and "epoch   2/2" in again.stdout
+    assert "epoch   1/2" not in again.stdout
+    assert before == {p: p.read_bytes() for p in (root / "out/prepared").rglob("*") if p.is_file()}
+    other = job("train", *options, "--train.lr", "0.5", cwd=root)
+    assert other.returncode == 1 and "train.lr (was 0.001, now 0.5)" in other.stderr
+
+
+def test_bad_input_is_one_line_before_ray_starts(tmp_path):
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images/a.png"), np.zeros((64, 64), np.uint8))
+    table = io.StringIO("image,label\na.png,hapy\n")
+    (tmp_path / "t.csv").write_text(table.read())
+    base = ["--data.kind", "table", "--data.root", str(tmp_path), "--train.backbone", "efficientnet_lite0"]
+    for options, words in (
+        (["--data.root", "/nowhere"], "/nowhere is not a folder"),
+        (base, "no column 'expression'; its columns are image, label"),
+        ([*base, "--data.table.expression_column", "label"], "t.csv row 2: unknown expression 'hapy'"),
+        ([*base, "--train.backbon", "alexnet"], "did you mean 'train.backbone'"),
+        ([*base, "--train.backbone", "lenet"], "unknown backbone 'lenet'"),
+    ):
+        failed = job("pipeline", *options, "--train.weights", "none", "--storage", str(tmp_path / "out"), cwd=tmp_path)
+        assert failed.returncode == 1 and words in failed.stderr, failed.stderr
+        assert len(failed.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from fer_ray import backbones, checkpoints, training
+from fer_ray.config import ConfigError, TrainConfig
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "efficientnet_lite0"])
+def test_new_head_over_the_body(name):
+    model = backbones.build(name).eval()
+    images = torch.zeros(1, 3, 224, 224)
+    assert model(images).shape == (1, 8)
+    assert backbones.strip_head(model, name)(images).shape[1] > 8
+
+
+def test_lite0_takes_the_real_imagenet_weights_below_a_seeded_head():
+    first, second = (backbones.initial_state("efficientnet_lite0", "imagenet", s) for s in (0, 1))
+    assert torch.equal(first["_conv_stem.weight"], second["_conv_stem.weight"])
+    assert not torch.equal(first["_fc.weight"], second["_fc.weight"])
+    assert not torch.equal(backbones.initial_state("efficientnet_lite0", "none", 0)["_conv_stem.weight"],
+                           first["_conv_stem.weight"])
+
+
+def test_weights_from_a_torchvision_style_file(tmp_path):
+    import torchvision
+
+    torch.manual_seed(7)
+    saved = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(saved, tmp_path / "w.pth")
+    state = backbones.initial_state("resnet18", str(tmp_path / "w.pth"), 0)
+    assert torch.equal(state["conv1.weight"], saved["conv1.weight"]) and state["fc.weight"].shape == (8, 512)
+    with pytest.raises(backbones.WeightsError, match="does not fit alexnet"):
+        backbones.initial_state("alexnet", str(tmp_path / "w.pth"), 0)
+    with pytest.raises(backbones.WeightsError, match="not 'imagenet', 'none' or a readable file"):
+        backbones.initial_state("alexnet", str(tmp_path / "gone.pth"), 0)
+
+
+def test_missing_imagenet_weights_say_where_to_put_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(backbones.WeightsError, match=r"alexnet-owt-7be5be79.pth.*checkpoints"):
+        backbones.initial_state("alexnet", "imagenet", 0)
+
+
+def test_checkpoint_round_trip_and_damage(tmp_path):
+    model = backbones.build("resnet18").eval()
+    folder = tmp_path / "checkpoint_1"
+    folder.mkdir()
+    checkpoints.save(str(folder), "resnet18", model, {"epoch": 3},
+                     {"metrics": {"val_balanced_accuracy": 0.5}, "history": [{"epoch": 0}]})
+    (tmp_path / "checkpoint_2").mkdir()  # died before model.json was written
+    assert checkpoints.find_best(str(tmp_path)).endswith("checkpoint_1")
+    loaded, description = checkpoints.load_model(str(folder))
+    images = torch.randn(2, 3, 224, 224)
+    assert torch.equal(loaded(images), model(images)) and description["backbone"] == "resnet18"
+    assert checkpoints.load_train_state(str(folder)) == {"epoch": 3}
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(checkpoints.CheckpointError, match="sha256 differs"):
+        checkpoints.load_model(str(folder))
+
+
+def test_schedule_and_class_weights():
+    assert training.lr_at(5, TrainConfig(lr=0.2, schedule="cosine", epochs=10)) == pytest.approx(0.1)
+    labels = np.array([0] * 6 + [1] * 2)
+    weights = training.loss_weights(labels, "balanced")
+    assert weights[1] == pytest.approx(3 * weights[0]) and weights[2] == 0
+    assert weights[labels].mean() == pytest.approx(1)
+
+
+def test_a_cluster_that_is_too_small_is_named_at_once():
+    with pytest.raises(ConfigError, match="8 workers need"):
+        training.worker_resources({"CPU": 2}, TrainConfig(num_workers=8))
+    with pytest.raises(ConfigError, match="2 GPUs"):
+        training.worker_resources({"CPU": 2}, TrainConfig(num_workers=2, use_gpu=True))
