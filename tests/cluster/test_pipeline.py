@@ -16,7 +16,8 @@ import pytest
 from fer_ray.datasets.sample import write_sample
 
 REPO = Path(__file__).parents[2]
-TRAIN = ["--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8", "--train.num_workers", "2"]
+TRAIN = ["--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8",
+         "--train.num_workers", "2"]
 SOURCES = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]']
 
 
