@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from fer_ray.manifest import EXPRESSIONS
 
@@ -50,7 +50,7 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str |
         "balanced_accuracy_ci95": _interval(_balanced(draws)),
         "accuracy": float(accuracy_score(labels, guesses)),
         "macro_f1": float(f1_score(labels, guesses, labels=present, average="macro", zero_division=0)),
-        "log_loss": float(log_loss(labels, np.clip(probabilities, 1e-7, 1), labels=CLASSES)),
+        "log_loss": float(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-7, 1)).mean()),
         "ece": calibration_error(probabilities, labels),
         "per_class": {name: {"precision": _known(precision[i], support[i]), "recall": _known(recall[i], support[i]),
                              "f1": _known(f1[i], support[i]), "support": int(support[i]),
