@@ -52,7 +52,7 @@ def predict(prepared: str, splits: list[str], batch_size: int, checkpoint: str =
     found = (ray.data.from_items(parts)
              .map_batches(_read_crops, fn_kwargs={"prepared": prepared}, batch_size=1)
              .map_batches(Predictor, batch_size=batch_size, num_cpus=cpus, num_gpus=int(use_gpu),
-                          compute=ray.data.ActorPoolStrategy(size=1),
+                          compute=ray.data.ActorPoolStrategy(size=1), max_restarts=0,  # a restart warns on the terminal
                           fn_constructor_kwargs={"checkpoint": checkpoint, "backbone": backbone,
                                                  "threads": os.cpu_count() or 1})
              .take_all())

@@ -113,7 +113,10 @@ def worker_resources(cluster: dict, t: TrainConfig) -> dict:
 
 
 def fit(c: dict) -> None:
-    """What every worker runs: train an epoch, validate, keep a checkpoint, until the epochs or the patience end."""
+    """What every worker runs: train an epoch, validate, keep a checkpoint, until the epochs or the patience end.
+
+    Raises: TrainingError when a loss is not finite; the checkpoints before it stay.
+    """
     import ray
     import ray.train.torch
 
@@ -148,6 +151,9 @@ def fit(c: dict) -> None:
         train_loss, seen = train_epoch(ddp, optimizer, train_crops, class_weights, t, epoch, rank, world, device)
         seconds = time.perf_counter() - start
         val_loss, confusion = validate(model, val_crops, t.batch_size, rank, world, device)
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            raise TrainingError(f"the loss is {train_loss} (validation {val_loss}) in epoch {epoch + 1}: train.lr "
+                                f"{t.lr} is too high for momentum {t.momentum}")
         result = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
                   "val_accuracy": float(confusion.trace() / confusion.sum()),
                   "val_balanced_accuracy": metrics.balanced_accuracy(confusion), "lr": lr_at(epoch, t),
@@ -159,10 +165,7 @@ def fit(c: dict) -> None:
 
 
 def train_epoch(model, optimizer, crops, class_weights, t, epoch, rank, world, device) -> tuple[float, int]:
-    """One pass over the training images; mean loss over all workers and the number of images seen by all.
-
-    Raises: TrainingError when the loss is not finite.
-    """
+    """One pass over the training images; mean loss over all workers and the number of images seen by all."""
     model.train()
     total = torch.zeros(2, dtype=torch.float64)
     for positions in batches.epoch_steps(len(crops.labels), t.batch_size, t.seed, epoch, rank, world):
@@ -178,11 +181,7 @@ def train_epoch(model, optimizer, crops, class_weights, t, epoch, rank, world, d
         optimizer.step()
         total += torch.tensor([losses.detach().sum().item(), len(positions)], dtype=torch.float64)
     total = all_sum(total, world, device)
-    mean = float(total[0] / total[1])
-    if not math.isfinite(mean):
-        raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; train.lr {t.lr} is too high for momentum "
-                            f"{t.momentum}")
-    return mean, int(total[1])
+    return float(total[0] / total[1]), int(total[1])
 
 
 @torch.inference_mode()

@@ -17,7 +17,8 @@ from fer_ray import storage  # noqa: E402
 # Ray's own progress is for developers of Ray; must be set before Ray is imported.
 QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
          "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-         "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
+         "RAY_AUTH_MODE": "token",
+         "PYTHONPATH": str(ROOT)}
 
 
 def main(stages: Callable[[configuration.Config], str], description: str) -> None:
@@ -39,11 +40,12 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
 
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS, or start Ray on this machine."""
-    os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items() if k != "PYTHONPATH"})
+    settings = {k: v if k == "PYTHONPATH" else os.environ.get(k, v) for k, v in QUIET.items()}
+    os.environ.update({k: v for k, v in settings.items() if k != "PYTHONPATH"})
     import ray
 
     ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="error", log_to_driver=False,
-             ignore_reinit_error=True, runtime_env={"env_vars": QUIET})
+             ignore_reinit_error=True, runtime_env={"env_vars": settings})
     import ray.data
     import ray.train
 
