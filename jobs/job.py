@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def connect() -> None:
     import ray.train
 
     ray.data.DataContext.get_current().enable_progress_bars = False
+    warnings.filterwarnings("ignore", message=".*ray_remote_args", category=DeprecationWarning)
     for name in ("ray.data", "ray.train"):  # after the imports, which set the levels
         logging.getLogger(name).setLevel(logging.ERROR)
 
