@@ -15,7 +15,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-Kind = Literal["ckplus", "jaffe", "table", "sample"]
+Kind = Literal["auto", "ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet", "folder", "table",
+               "sample"]
 BACKBONES = ("alexnet", "vgg19", "resnet152", "resnet50", "resnet18", "efficientnet_lite0")
 
 
@@ -27,28 +28,53 @@ class ConfigError(ValueError):
 class SourceConfig:
     """One data set on disk."""
 
-    kind: Kind = "ckplus"
-    """Layout of the data set: ckplus, jaffe or table."""
+    kind: Kind = "auto"
+    """Layout of the data set; `auto` recognises it."""
     root: str = "."
     """Its folder, relative to `data.root`."""
+    name: str = ""
+    """Its name in the report; empty: the kind. Two sources of one kind need two names."""
 
 
 @dataclass(frozen=True)
 class CkPlusConfig:
     """Pre-selection of frames in a CK+ sequence, which runs from neutral to apex."""
 
+    protocol: Literal["percent", "peak"] = "percent"
+    """`percent`: by position, as in the paper; `peak`: the first frame is neutral, the last `peak_frames` carry the
+    label."""
     neutral_below: float = 20.0
     """Frames up to this position (percent of the sequence) are neutral."""
     expression_above: float = 44.0
     """Frames from this position on (percent) carry the sequence's label; those between are dropped. The defaults
     keep about 76 %, the paper's 4,500 of 5,900 frames."""
+    peak_frames: int = 3
+    """Frames at the end of a sequence that carry its label (protocol `peak`)."""
     unlabelled: Literal["skip", "neutral"] = "skip"
     """Sequences without a label: rejected, or used for their neutral frames only."""
 
 
 @dataclass(frozen=True)
+class Fer2013Config:
+    """FER2013 and the votes of FER+ for the same images."""
+
+    labels: Literal["auto", "fer2013", "ferplus"] = "auto"
+    """Whose labels: `ferplus` needs fer2013new.csv beside the images; `auto` takes it if it is there."""
+    min_agreement: float = 0.5
+    """FER+: share of the votes that the winning expression needs; 0: the most votes win. Ties are rejected."""
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """A folder a class: `class/image` or `split/class/image`."""
+
+    subject_pattern: str = ""
+    """Regular expression with one group that finds the subject in the path below the root; empty: none."""
+
+
+@dataclass(frozen=True)
 class TableConfig:
-    """A table (CSV or Parquet) of image names and labels beside a folder of images."""
+    """A table (CSV or Parquet) of labels, with image names beside a folder of images or the pixels inside."""
 
     file: str = ""
     """The table, relative to the root; empty: the only CSV or Parquet file under the root."""
@@ -56,12 +82,16 @@ class TableConfig:
     """Folder of the images, relative to the root."""
     image_column: str = "image"
     """Column that holds the image's file name."""
+    pixels_column: str = ""
+    """Column that holds the pixels: grey values as text (CSV) or the bytes of an image file (Parquet); empty: none."""
     expression_column: str = "expression"
     """Column that holds the label, in any common spelling."""
     subject_column: str = ""
     """Column that says who is in the image; empty: none."""
     subject_pattern: str = ""
     """Regular expression with one group that finds the subject in the file name; empty: none."""
+    split_column: str = ""
+    """Column that holds train, val or test, for split.by official; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -78,29 +108,39 @@ class SampleConfig:
 class DataConfig:
     """Where the raw data lies and how to read it."""
 
-    kind: Kind = "table"
-    """Layout of the data set at `data.root`."""
+    kind: Kind = "auto"
+    """Layout of the data set at `data.root`; `auto` recognises it."""
     root: str = ""
     """Folder of the raw data. Environment variables such as $FER_DATA are expanded."""
     sources: list[SourceConfig] = field(default_factory=list)
     """Several data sets to join, each with `kind` and `root`; empty: `data.root` itself is the only one."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Names or codes of the expressions in your own folders and tables, such as {"0": "anger"}."""
     ckplus: CkPlusConfig = field(default_factory=CkPlusConfig)
+    fer2013: Fer2013Config = field(default_factory=Fer2013Config)
+    folder: FolderConfig = field(default_factory=FolderConfig)
     table: TableConfig = field(default_factory=TableConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
 
 @dataclass(frozen=True)
 class FacesConfig:
-    """Finding and cropping faces (OpenCV Haar cascade)."""
+    """Finding and cropping faces."""
 
+    detector: Literal["haar", "yunet"] = "haar"
+    """OpenCV's frontal face Haar cascade (the paper's), or its network YuNet."""
+    model: str = ""
+    """YuNet's model file (face_detection_yunet_2023mar.onnx of OpenCV's model zoo); only for `yunet`."""
+    already_cropped: bool = False
+    """The images are faces and nothing else: no search, each is used whole. Known by itself for FER2013 and CK+48."""
     enlarge: float = 0.2
     """The found box grows by this share about its centre (paper: 20 %)."""
     scale_factor: float = 1.1
-    """Step between the scales of the image pyramid."""
+    """Haar: step between the scales of the image pyramid."""
     min_neighbors: int = 5
-    """Overlapping detections that a face needs."""
-    detect_side: int = 320
-    """Longer side (px) of the reduced copy that is searched; the box is mapped back."""
+    """Haar: overlapping detections that a face needs."""
+    detect_side: int = 640
+    """Longer side (px) of the copy of a larger image that is searched; the box is mapped back."""
     on_no_face: Literal["reject", "whole"] = "reject"
     """An image without a found face: rejected, or used whole."""
 
@@ -109,8 +149,13 @@ class FacesConfig:
 class SplitConfig:
     """Who goes to train, val and test."""
 
-    by: Literal["subject", "sequence", "image"] = "subject"
-    """`subject`: nobody stands in two splits. `image`: the paper's split, which leaks."""
+    by: Literal["subject", "sequence", "image", "official"] = "subject"
+    """`subject`: nobody stands in two splits. `official`: the data set's own split. `image`: the paper's, which
+    leaks."""
+    folds: int = 0
+    """Cross-validation: number of folds; 0: one split of 80/10/10."""
+    fold: int = 0
+    """The fold (from 0) that is the test split; the next one is val."""
     seed: int = 0
     """Seed of the split; the same seed gives the same split whatever the order of files."""
 
@@ -218,7 +263,7 @@ def check(config: Config) -> Config:
     if not config.name or "/" in config.name or config.name.startswith("."):
         problems.append(f"name: {config.name!r} must be a plain name without '/'")
     for key in ("train.epochs", "train.batch_size", "train.num_workers", "train.patience", "evaluate.batch_size",
-                "faces.detect_side", "train.num_to_keep", "data.sample.subjects"):
+                "faces.detect_side", "train.num_to_keep", "data.sample.subjects", "data.ckplus.peak_frames"):
         if _value(config, key) < 1:
             problems.append(f"{key}: {_value(config, key)} must be at least 1")
     if not (math.isfinite(t.lr) and t.lr > 0):
@@ -231,8 +276,18 @@ def check(config: Config) -> Config:
         problems.append(f"train.batch_size: {t.batch_size} is smaller than train.num_workers {t.num_workers}")
     if config.faces.scale_factor <= 1:
         problems.append(f"faces.scale_factor: {config.faces.scale_factor} must be greater than 1")
+    if config.faces.detector == "yunet" and not config.faces.model:
+        problems.append("faces.model: detector yunet needs its model file")
+    f = config.split
+    if f.folds and (f.folds < 3 or f.by == "official"):
+        problems.append(f"split.folds: {f.folds} with split.by {f.by}; at least 3 folds (test, val, train), and not "
+                        "beside an official split")
+    if not 0 <= f.fold < max(1, f.folds):
+        problems.append(f"split.fold: {f.fold} must lie in [0, {max(1, f.folds)})")
     if config.faces.enlarge < 0:
         problems.append(f"faces.enlarge: {config.faces.enlarge} must not be negative")
+    if not 0 <= config.data.fer2013.min_agreement <= 1:
+        problems.append(f"data.fer2013.min_agreement: {config.data.fer2013.min_agreement} must lie in [0, 1]")
     ck = config.data.ckplus
     if not 0 <= ck.neutral_below <= ck.expression_above <= 100:
         problems.append(f"data.ckplus: needs 0 <= neutral_below ({ck.neutral_below}) <= expression_above "

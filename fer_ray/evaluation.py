@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 
-from fer_ray import augment, backbones, checkpoints, inference, metrics, prepare, storage
+from fer_ray import backbones, checkpoints, inference, metrics, storage
 from fer_ray.config import Config, to_dict
 from fer_ray.manifest import EXPRESSIONS, DataError
 
@@ -84,20 +84,18 @@ def _balanced(truth: np.ndarray, guess: np.ndarray, score) -> float:
 
 def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, description: dict, scores: dict) -> dict:
     leaks = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(prepared, "leaks.parquet")))).to_pylist()
+    told = ("split", "remarks", "leaks", "conflicts", "near_duplicates", "counts", "rejected", "fingerprint")
     history = description["history"]
     trained = description["config"]["train"]
     return {
         "name": config.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
-        "split": summary["split"],
-        "leaks": summary["leaks"],
+        **{key: summary[key] for key in told},
         "leak_examples": leaks[:20],
         "metrics": scores,
         "validation": {"balanced_accuracy": description["metrics"]["val_balanced_accuracy"],
                        "epoch": description["metrics"]["epoch"] + 1},
-        "counts": summary["counts"],
-        "rejected": summary["rejected"],
         "train": trained | {"epochs_run": len(history)},
         "history": history,
         "config": to_dict(config),
@@ -105,21 +103,4 @@ def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, des
                      **{p: importlib.metadata.version(p) for p in PACKAGES}},
         "floor": None,
         "checkpoint": checkpoint,
-        "fingerprint": summary["fingerprint"],
     }
-
-
-def pictures(prepared: str, seed: int) -> tuple[list[dict], list[np.ndarray]]:
-    """A montage of up to eight crops of each class, different people first, and eight augmentations of one crop."""
-    index = prepare.read_index(prepared)
-    index["turn"] = index.groupby(["expression", "subject"], dropna=False).cumcount()
-    chosen = (index.sample(frac=1, random_state=seed).sort_values("turn", kind="stable")
-              .groupby("expression").head(8).sort_values(["expression", "turn"]))
-    crops: dict[int, np.ndarray] = {}
-    for part, rows in chosen.groupby("part"):
-        table = prepare.read_part(prepared, int(part)).select(["row", "crop"]).to_pandas().set_index("row")
-        crops |= {int(r): prepare.decode_crop(table.loc[r, "crop"]) for r in rows["row"]}
-    montage = [{"crop": crops[int(r["row"])], "expression": r["expression"], "split": r["split"]}
-               for _, r in chosen.iterrows()]
-    one = crops[int(chosen.iloc[0]["row"])]
-    return montage, [augment.train_transform(one, seed, epoch, 0) for epoch in range(8)]

@@ -2,89 +2,135 @@
 
 from __future__ import annotations
 
-import io
+from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 100_000_000
-MIN_SIDE = 8
-DETECT_MIN_SIDE = 96  # a face that fills a smaller image is below the cascade's 24 px with its margin
+from fer_ray.config import FacesConfig
 
-
-def decode(content: bytes) -> np.ndarray:
-    """Any image file -> uint8 [H, W] (grey) or [H, W, 3] (RGB), upright after its EXIF orientation.
-
-    Animations give their first frame; 16-bit images are scaled to 8; CMYK, palette and alpha become RGB.
-
-    Raises: ValueError with the reason when the bytes are no usable image.
-    """
-    if not content:
-        raise ValueError("empty file")
-    try:
-        image = Image.open(io.BytesIO(content))
-        width, height = image.size  # known before a pixel is decoded
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"too large: {width} x {height} px, at most {MAX_PIXELS} are decoded")
-        if min(width, height) < MIN_SIDE:
-            raise ValueError(f"too small: {width} x {height} px")
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except Image.DecompressionBombError:
-        raise ValueError(f"too large: at most {MAX_PIXELS} px are decoded") from None
-    except UnidentifiedImageError:
-        raise ValueError("not an image") from None
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"damaged image: {error}") from None
-    if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image).astype(np.float32)
-        top = 65535.0 if pixels.max() > 255 else 255.0
-        return np.clip(pixels * (255.0 / top), 0, 255).astype(np.uint8)
-    return np.asarray(image if image.mode == "L" else image.convert("L" if image.mode in ("1", "LA") else "RGB"))
+CROP_SIDE = 256
+COARSE_SIDE = 112  # px; a face of at least a fifth of the picture is still above the cascade's 24 px
+COARSE_SCALE, COARSE_NEIGHBORS = 1.15, 2  # generous: what it finds wrongly, the fine search does not confirm
+SMALLEST_SIDE = 96  # px; a face that fills a smaller image is below the cascade's 24 px with its margin
 
 
-def grow_box(box: tuple[int, int, int, int], enlarge: float) -> tuple[int, int, int]:
+Box = tuple[int, int, int, int]
+
+
+class DetectorError(ValueError):
+    """The face detector cannot be had; the message names its file."""
+
+
+def grow_box(box: Box, enlarge: float) -> tuple[int, int, int]:
     """The square about the box's centre whose side is its longer side grown by `enlarge`; (x, y, side) in px."""
     x, y, w, h = box
     side = int(round(max(w, h) * (1 + enlarge)))
     return int(round(x + w / 2 - side / 2)), int(round(y + h / 2 - side / 2)), side
 
 
-class FaceFinder:
-    """OpenCV's frontal face Haar cascade and the cut around what it finds."""
+def shift_inside(square: tuple[int, int, int], width: int, height: int) -> tuple[int, int, int]:
+    """The square moved as little as needed to lie in the image, as far as it fits; (x, y, side) in px.
 
-    def __init__(self, enlarge: float = 0.2, size: int = 256, scale_factor: float = 1.1, min_neighbors: int = 5,
-                 detect_side: int = 320):
-        self.enlarge, self.size, self.detect_side = enlarge, size, detect_side
-        self.scale_factor, self.min_neighbors = scale_factor, min_neighbors
+    Where it is larger than the image, it hangs over on both sides alike.
+    """
+    x, y, side = square
+    place = [max(0, min(first, length - side)) if side <= length else (length - side) // 2
+             for first, length in ((x, width), (y, height))]
+    return place[0], place[1], side
+
+
+def to_gray(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W(, 3)] RGB -> uint8 [H, W]."""
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def cut(image: np.ndarray, box: Box, enlarge: float, size: int = CROP_SIDE) -> np.ndarray:
+    """The face of `box`, grown, as uint8 [size, size(, 3)]; what hangs over the image is padded with its edge."""
+    height, width = image.shape[:2]
+    x, y, side = shift_inside(grow_box(box, enlarge), width, height)
+    found = image[max(0, y) : y + side, max(0, x) : x + side]
+    if found.shape[:2] != (side, side):
+        top, left = max(0, -y), max(0, -x)
+        found = cv2.copyMakeBorder(found, top, side - top - found.shape[0], left, side - left - found.shape[1],
+                                   cv2.BORDER_REPLICATE)
+    how = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    return cv2.resize(found, (size, size), interpolation=how)
+
+
+class HaarFinder:
+    """OpenCV's frontal face Haar cascade (Viola and Jones 2001; the paper's detector), coarse to fine."""
+
+    def __init__(self, config: FacesConfig):
+        self.config = config
         self.cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
 
-    def find(self, gray: np.ndarray) -> tuple[int, int, int, int] | None:
-        """The largest face in uint8 [H, W] as (x, y, w, h) in its pixels, or None.
+    def find(self, image: np.ndarray) -> Box | None:
+        """The largest face in uint8 [H, W(, 3)] as (x, y, w, h) in its pixels, or None.
 
-        The search runs on a copy whose longer side is `detect_side`: its cost grows with the number of pixels.
+        The cost of a search grows with the pixels and the scales. So a small copy is searched first, and then only
+        the surroundings of what was found, at about its scale. Where the small copy shows nothing, or the fine search
+        does not confirm it, the whole picture is searched (its copy of `detect_side` if it is larger).
         """
-        scale = min(1.0, self.detect_side / max(gray.shape))
-        if max(gray.shape) < DETECT_MIN_SIDE:
-            scale = DETECT_MIN_SIDE / max(gray.shape)
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        small = gray if scale == 1 else cv2.resize(gray, None, fx=scale, fy=scale, interpolation=how)
-        found = self.cascade.detectMultiScale(small, self.scale_factor, self.min_neighbors)
+        gray = to_gray(image)
+        picture, scale = _reduce(gray, self.config.detect_side)
+        box = self._near_coarse(picture) or self._search(picture)
+        return None if box is None else tuple(round(v / scale) for v in box)
+
+    def _near_coarse(self, picture: np.ndarray) -> Box | None:
+        if max(picture.shape) < 1.5 * COARSE_SIDE:
+            return None  # nothing to gain
+        small, scale = _reduce(picture, COARSE_SIDE)
+        found = self.cascade.detectMultiScale(small, COARSE_SCALE, COARSE_NEIGHBORS)
         if not len(found):
             return None
-        x, y, w, h = max(found.tolist(), key=lambda b: (b[2] * b[3], -b[0], -b[1]))
-        return round(x / scale), round(y / scale), round(w / scale), round(h / scale)
+        x, y, w, h = (v / scale for v in _largest(found))
+        left, top = max(0, int(x - 0.3 * w)), max(0, int(y - 0.3 * h))
+        around = picture[top : int(y + 1.3 * h), left : int(x + 1.3 * w)]
+        box = self._search(around, minSize=(int(0.7 * w),) * 2, maxSize=(int(1.45 * w),) * 2)
+        return None if box is None else (box[0] + left, box[1] + top, box[2], box[3])
 
-    def crop(self, image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-        """The grown square, shifted then padded (edge pixels) to stay inside; uint8 [size, size(, 3)]."""
-        height, width = image.shape[:2]
-        x, y, side = grow_box(box, self.enlarge)
-        x, y = max(0, min(x, width - side)), max(0, min(y, height - side))
-        cut = image[y : y + side, x : x + side]
-        down, right = side - cut.shape[0], side - cut.shape[1]
-        if down or right:
-            cut = cv2.copyMakeBorder(cut, down // 2, down - down // 2, right // 2, right - right // 2,
-                                     cv2.BORDER_REPLICATE)
-        how = cv2.INTER_AREA if side > self.size else cv2.INTER_LINEAR
-        return cv2.resize(cut, (self.size, self.size), interpolation=how)
+    def _search(self, picture: np.ndarray, **sizes) -> Box | None:
+        found = self.cascade.detectMultiScale(picture, self.config.scale_factor, self.config.min_neighbors, **sizes)
+        return _largest(found) if len(found) else None
+
+
+class YunetFinder:
+    """OpenCV's YuNet (`FaceDetectorYN`), from a model file that the user names."""
+
+    def __init__(self, config: FacesConfig):
+        self.config = config
+        if not Path(config.model).is_file():
+            raise DetectorError(f"faces.model: {config.model!r} is no file; detector yunet needs OpenCV's "
+                                "face_detection_yunet_2023mar.onnx (github.com/opencv/opencv_zoo)")
+        try:
+            self.detector = cv2.FaceDetectorYN.create(config.model, "", (320, 320))
+        except cv2.error as error:
+            raise DetectorError(f"faces.model: {config.model} is no YuNet model ({error.err})") from None
+
+    def find(self, image: np.ndarray) -> Box | None:
+        """The largest face in uint8 [H, W(, 3)] as (x, y, w, h) in its pixels, or None."""
+        rgb = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+        picture, scale = _reduce(rgb, self.config.detect_side)
+        self.detector.setInputSize(picture.shape[1::-1])
+        found = self.detector.detect(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+        return None if found is None else tuple(round(v / scale) for v in _largest(found[:, :4]))
+
+
+def finder(config: FacesConfig) -> HaarFinder | YunetFinder:
+    """The configured detector. Raises: DetectorError."""
+    return {"haar": HaarFinder, "yunet": YunetFinder}[config.detector](config)
+
+
+def _reduce(picture: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+    """The picture with its longer side at most `side` (and, for tiny ones, at least SMALLEST_SIDE), and its scale."""
+    longest = max(picture.shape[:2])
+    scale = SMALLEST_SIDE / longest if longest < SMALLEST_SIDE else min(1.0, side / longest)
+    if scale == 1:
+        return picture, scale
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=how), scale
+
+
+def _largest(boxes: np.ndarray) -> Box:
+    return tuple(max(boxes.tolist(), key=lambda b: (b[2] * b[3], -b[0], -b[1])))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 EXPRESSIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 SYNONYMS = {
-    "angry": "anger", "contemptuous": "contempt", "disgusted": "disgust", "afraid": "fear", "fearful": "fear",
-    "scared": "fear", "happy": "happiness", "joy": "happiness", "smile": "happiness", "none": "neutral",
-    "sad": "sadness", "surprised": "surprise",
+    "anger": "angry ang an", "contempt": "contemptuous con co", "disgust": "disgusted disgusting dis di",
+    "fear": "afraid fearful scared fea fe af", "happiness": "happy joy joyful smile hap ha", "neutral": "neu ne normal",
+    "sadness": "sad sa", "surprise": "surprised sur su",
 }
+_PLAIN = {word: expression for expression, words in SYNONYMS.items() for word in (expression, *words.split())}
 SCHEMA = pa.schema([("image", pa.string()), ("expression", pa.string()), ("subject", pa.string()),
                     ("sequence", pa.string()), ("frame", pa.int32()), ("position", pa.float32()),
-                    ("dataset", pa.string())])
-REJECT_SCHEMA = pa.schema([("image", pa.string()), ("dataset", pa.string()), ("reason", pa.string())])
+                    ("dataset", pa.string()),
+                    ("official", pa.string()),  # train, val or test where the data set's authors say so
+                    ("face", pa.list_(pa.int32())),  # x, y, w, h in px where the data set says so
+                    ("cropped", pa.bool_())])  # the image is a face and nothing else: no search
+REJECT_SCHEMA = pa.schema([("image", pa.string()), ("dataset", pa.string()), ("expression", pa.string()),
+                           ("reason", pa.string())])
 
 
 class DataError(ValueError):
@@ -31,35 +37,40 @@ class Manifest:
     rejected: pa.Table
 
 
-def build(rows: list[dict], rejected: list[dict]) -> Manifest:
-    """Sorted tables: the order of files on disk never matters. Keys that a row lacks become null."""
-    def key(row: dict) -> tuple[str, str]:
-        return row["dataset"], row["image"]
+def build(rows: list[dict], rejected: list[dict], dataset: str, people: str) -> Manifest:
+    """Sorted tables: the order of files on disk never matters. Keys that a row lacks become null.
 
+    `people` names whom subjects and sequences belong to, so that S001 of two data sets are two persons.
+    """
     def complete(row: dict, schema: pa.Schema) -> dict:
-        return {name: row.get(name) for name in schema.names}
+        named = {k: f"{people}:{row[k]}" for k in ("subject", "sequence") if row.get(k) is not None}
+        return {name: row.get(name) for name in schema.names} | named | {"dataset": dataset}
 
-    return Manifest(
-        pa.Table.from_pylist([complete(r, SCHEMA) for r in sorted(rows, key=key)], schema=SCHEMA),
-        pa.Table.from_pylist([complete(r, REJECT_SCHEMA) for r in sorted(rejected, key=key)], schema=REJECT_SCHEMA),
-    )
+    def table(rows: list[dict], schema: pa.Schema) -> pa.Table:
+        return pa.Table.from_pylist([complete(r, schema) for r in rows], schema=schema).sort_by("image")
+
+    return Manifest(table(rows, SCHEMA), table(rejected, REJECT_SCHEMA))
 
 
 def merge(manifests: list[Manifest]) -> Manifest:
     """Several data sets as one."""
-    return build([r for m in manifests for r in m.rows.to_pylist()],
-                 [r for m in manifests for r in m.rejected.to_pylist()])
+    order = [("dataset", "ascending"), ("image", "ascending")]
+    return Manifest(pa.concat_tables([m.rows for m in manifests]).sort_by(order),
+                    pa.concat_tables([m.rejected for m in manifests]).sort_by(order))
 
 
-def canonical_expression(name: str, where: str) -> str:
-    """One of `EXPRESSIONS` for any common spelling; `where` names file and row for the message.
+def canonical_expression(name: str, where: str, names: dict[str, str] | None = None) -> str:
+    """One of `EXPRESSIONS` for any common spelling ("Happy", "HA", "3_fear") or one of the user's `names`.
 
-    Raises: DataError for an unknown name.
+    `where` names file and row for the message. Raises: DataError for an unknown name.
     """
-    plain = str(name).strip().casefold()
-    plain = SYNONYMS.get(plain, plain)
-    if plain not in EXPRESSIONS:
-        near = difflib.get_close_matches(plain, EXPRESSIONS, n=1)
+    raw = str(name).strip()
+    raw = (names or {}).get(raw, raw).casefold()
+    plain = re.sub(r"^\d+[\W_]+", "", raw)
+    if plain not in _PLAIN:
+        near = difflib.get_close_matches(plain, _PLAIN, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
+        if raw.isdecimal():
+            hint = '; a number means another expression in every data set: say which by data.names, {"0": "anger", ...}'
         raise DataError(f"{where}: unknown expression {name!r}{hint}; known: {', '.join(EXPRESSIONS)}")
-    return plain
+    return _PLAIN[plain]

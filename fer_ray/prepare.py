@@ -1,21 +1,20 @@
 """The pipeline from manifest to prepared set (Ray Data).
 
 A prepared set is a folder:
-- `images/part-NNNNN.parquet`: `row`, `image`, `box`, `phash`, `crop` (PNG, 256 x 256, 1 or 3 channels);
-- `index.parquet`: one row an image: manifest columns, `box`, `split`, `row`, `part`. The split stands here and not
-  beside the pixels, so that another split never decodes an image again;
-- `rejected.parquet`, `leaks.parquet`;
-- `prepared.json`: counts, fingerprints and configuration, written last: without it the set is not complete.
+- `images/part-NNNNN.parquet`: one row an image, `_PART_SCHEMA`; `crop` is a PNG of 256 x 256, 1 or 3 channels;
+- `index.parquet`: one row an image: the manifest's columns, those of the parts without the pictures, `part`, `split`,
+  and `fold` in cross-validation. The split stands here and not beside the pixels, so that another split never decodes
+  an image again;
+- `rejected.parquet`, `leaks.parquet`, `conflicts.parquet`;
+- `prepared.json`: counts, fingerprint and configuration, written last: without it the set is not complete.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import io
 import json
-import os
 
 import cv2
 import numpy as np
@@ -23,13 +22,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray import faces, manifest, splits, storage
+from fer_ray import faces, manifest, pixels, splits, storage
 from fer_ray.config import Config, FacesConfig, to_dict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PART_ROWS = 128  # fixed, so that the parts do not depend on the number of workers
-_PART_SCHEMA = pa.schema([("row", pa.int64()), ("image", pa.string()), ("box", pa.list_(pa.int32())),
-                          ("phash", pa.uint64()), ("crop", pa.binary())])
+_META = [("row", pa.int64()), ("box", pa.list_(pa.int32())), ("face_found", pa.bool_()), ("width", pa.int32()),
+         ("height", pa.int32()), ("channels", pa.int8()), ("digest", pa.string()),
+         *((name, pa.uint64()) for name in splits.HASHES),
+         *((name, pa.binary()) for name in splits.THUMBNAILS)]
+_PART_SCHEMA = pa.schema([*_META, ("crop", pa.binary())])
 
 
 def prepare(config: Config, data: manifest.Manifest) -> str:
@@ -37,19 +39,22 @@ def prepare(config: Config, data: manifest.Manifest) -> str:
 
     The same data and configuration is a no-op; an interrupted run goes on with the parts that are missing.
 
-    Raises: manifest.DataError if no face is left or the subjects do not suffice for the split.
+    Raises: manifest.DataError if no face is left or the subjects do not suffice for the split; faces.DetectorError.
     """
     uri = storage.absolute(storage.join(config.storage, "prepared", config.name))
-    crops_id = _fingerprint(_sources(data.rows), data.rejected.to_pylist(), to_dict(config.faces))
-    fingerprint = _fingerprint(crops_id, to_dict(config.split))
-    if is_complete(uri) and storage.read_json(storage.join(uri, "prepared.json"))["fingerprint"] == fingerprint:
+    faces.finder(config.faces)  # fails here, with its reason, rather than on a worker
+    crops_id = _digest(_sources(data.rows), data.rejected.to_pylist(), to_dict(config.faces))
+    request = _digest(crops_id, to_dict(config.split))
+    if is_complete(uri) and storage.read_json(storage.join(uri, "prepared.json"))["request"] == request:
         return uri
     marker = storage.join(uri, "crops.json")
     if not (storage.exists(marker) and storage.read_json(marker)["crops_id"] == crops_id):
         storage.delete_dir(uri)
         storage.write_json(marker, {"crops_id": crops_id})
-    rejected = _write_parts(uri, data.rows, config.faces)
-    _write_index(uri, config, data, rejected, fingerprint)
+    for name in ("prepared.json", "prepare.html"):
+        storage.delete_file(storage.join(uri, name))  # until the new index is written, nothing is complete
+    rejected = write_parts(uri, data.rows, config.faces)
+    _write_index(uri, config, data, rejected, request)
     return uri
 
 
@@ -76,98 +81,138 @@ def decode_crop(encoded: bytes) -> np.ndarray:
     return crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
 
 
+def read_metadata(uri: str, num_parts: int) -> pd.DataFrame:
+    """All columns of the first `num_parts` parts but the crops, and `part`."""
+    filesystem, _ = storage.resolve(uri)
+    columns = [name for name, _ in _META]
+    return pd.concat([pq.read_table(storage.resolve(_part(uri, p))[1], filesystem=filesystem, columns=columns)
+                      .to_pandas().assign(part=p) for p in range(num_parts)], ignore_index=True)
+
+
 def _part(uri: str, part: int) -> str:
     return storage.join(uri, "images", f"part-{part:05d}.parquet")
 
 
-def _write_parts(uri: str, rows: pa.Table, config: FacesConfig) -> dict[str, str]:
-    """Crop on the workers, a part a task; reasons of the images that gave no crop."""
+def write_parts(uri: str, rows: pa.Table, config: FacesConfig) -> dict[int, str]:
+    """Crop on the workers, a part a task; reasons of the rows that gave no crop."""
     import ray.data
 
-    names = rows.column("image").to_pylist()
-    parts = [{"part": p, "first": first, "images": names[first : first + PART_ROWS]}
-             for p, first in enumerate(range(0, len(names), PART_ROWS))]
-    found = (ray.data.from_items(parts, override_num_blocks=len(parts))
-             .map_batches(functools.partial(_crop_parts, uri=uri, config=config), batch_size=1)
-             .take_all())
-    return {r["image"]: r["reason"] for r in found if r["image"] is not None}
+    images = rows.select(["image", "face", "cropped"]).to_pylist()
+    # a part that an earlier run finished needs no task
+    parts = [{"part": p, "images": images[p * PART_ROWS : (p + 1) * PART_ROWS]}
+             for p in range(-(-len(images) // PART_ROWS)) if not storage.exists(_part(uri, p))]
+    if parts:
+        (ray.data.from_items(parts, override_num_blocks=len(parts))
+         .map_batches(functools.partial(crop_parts, uri=uri, config=config), batch_size=1)
+         .take_all())
+    return {int(row): reason for p in range(-(-len(images) // PART_ROWS))
+            for row, reason in storage.read_json(_rejects(uri, p)).items()}
 
 
 @functools.cache  # once per process: reading the cascade takes 11-30 ms
-def _finder(config: FacesConfig) -> faces.FaceFinder:
+def _finder(config: FacesConfig):
     cv2.setNumThreads(1)  # the tasks are the parallelism
-    options = dataclasses.asdict(config)
-    options.pop("on_no_face")
-    return faces.FaceFinder(**options)
+    return faces.finder(config)
 
 
-def _crop_parts(batch: dict, uri: str, config: FacesConfig) -> dict:
-    """Write the part of `batch` unless it is there; its rejected images and their reasons."""
-    rejected = []
-    for part, first, images in zip(batch["part"], batch["first"], batch["images"], strict=True):
-        target, reject_file = _part(uri, int(part)), storage.join(uri, "images", f"rejected-{int(part):05d}.json")
-        if not storage.exists(target):
-            rows, reasons = [], {}
-            for i, image in enumerate(images):
-                try:
-                    rows.append({"row": int(first) + i, "image": image, **_crop_one(image, config)})
-                except (ValueError, OSError, MemoryError, cv2.error) as error:
-                    reasons[image] = " ".join(str(error).split()) or type(error).__name__
-            storage.write_json(reject_file, reasons)
-            sink = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), sink, compression="none")
-            storage.write_bytes(target, sink.getvalue())  # last: a part that is there is whole
-        rejected += storage.read_json(reject_file).items()
-    columns = list(zip(*rejected, strict=True)) or [(None,), (None,)]
-    return {"image": np.array(columns[0], object), "reason": np.array(columns[1], object)}
+def crop_parts(batch: dict, uri: str, config: FacesConfig) -> dict:
+    """Write the parts of `batch`; what a part rejects, with the reasons, lies beside it."""
+    for part, images in zip(batch["part"], batch["images"], strict=True):
+        rows, reasons = [], {}
+        for row, image in enumerate(images, start=int(part) * PART_ROWS):
+            try:
+                rows.append({"row": row, **_crop_one(image["image"], image["face"], image["cropped"], config)})
+            except (ValueError, OSError, MemoryError, cv2.error) as error:
+                reasons[row] = " ".join(str(error).split()) or type(error).__name__
+        storage.write_json(_rejects(uri, int(part)), reasons)
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), sink, compression="none")
+        storage.write_bytes(_part(uri, int(part)), sink.getvalue())  # last: a part that is there is whole
+    return {"part": batch["part"]}
 
 
-def _crop_one(image: str, config: FacesConfig) -> dict:
-    """Raises: ValueError with the reason if there is no usable face."""
-    pixels = faces.decode(storage.read_bytes(image))
-    gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    finder = _finder(config)
-    box = finder.find(gray)
-    if box is None:
-        if config.on_no_face == "reject":
-            raise ValueError("no face found")
-        box = (0, 0, gray.shape[1], gray.shape[0])
-    crop = finder.crop(pixels, box)
+def _crop_one(image: str, face: list[int] | None, cropped: bool | None, config: FacesConfig) -> dict:
+    """A row of `_PART_SCHEMA` without its number. Raises: ValueError with the reason if there is no usable face."""
+    picture = pixels.load(image)
+    height, width = picture.shape[:2]
+    whole = cropped or config.already_cropped
+    box = face if face is not None else None if whole else _finder(config).find(picture)
+    if box is None and not whole and config.on_no_face == "reject":
+        raise ValueError("no face found")
+    if face is not None and not (box[2] > 0 and box[3] > 0 and box[0] < width and box[1] < height
+                                 and box[0] + box[2] > 0 and box[1] + box[3] > 0):
+        raise ValueError(f"the box {list(box)} given for the face lies outside the {width} x {height} px")
+    crop = (faces.cut(picture, (0, 0, width, height), 0.0) if box is None
+            else faces.cut(picture, box, config.enlarge))
     bgr = crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
     encoded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-    return {"box": [int(v) for v in box], "phash": splits.perceptual_hash(crop), "crop": encoded}
+    return {"box": [int(v) for v in box or (0, 0, width, height)], "face_found": box is not None,
+            "width": width, "height": height, "channels": 1 if picture.ndim == 2 else 3,
+            "digest": hashlib.blake2b(crop.tobytes(), digest_size=16).hexdigest(),
+            **splits.looks_of(crop, picture), "crop": encoded}
 
 
-def _write_index(uri: str, config: Config, data: manifest.Manifest, reasons: dict, fingerprint: str) -> None:
-    num_parts = -(-data.rows.num_rows // PART_ROWS)
-    index = data.rows.to_pandas()
-    crops = pd.concat([read_part(uri, p).drop(["crop"]).to_pandas().assign(part=p) for p in range(num_parts)]
-                      or [pd.DataFrame()])
-    if crops.empty:
-        raise manifest.DataError(f"{config.data.root}: no face in any of {len(index)} images; "
-                                 "see faces.on_no_face for sets that are cropped already")
-    index = index.merge(crops, on="image", validate="one_to_one")
-    index["split"] = splits.assign(index, by=config.split.by, seed=config.split.seed)
-    leaks = splits.audit(index)
-    lost = [{"image": r["image"], "dataset": r["dataset"], "reason": reasons[r["image"]]}
-            for r in data.rows.to_pylist() if r["image"] in reasons]
-    rejected = pa.concat_tables([data.rejected, pa.Table.from_pylist(lost, schema=manifest.REJECT_SCHEMA)])
-    for name, table in (("index", pa.Table.from_pandas(index, preserve_index=False)), ("rejected", rejected),
-                        ("leaks", pa.Table.from_pandas(leaks, preserve_index=False))):
-        sink = io.BytesIO()
-        pq.write_table(table, sink)
-        storage.write_bytes(storage.join(uri, f"{name}.parquet"), sink.getvalue())
+def _write_index(uri: str, config: Config, data: manifest.Manifest, reasons: dict[int, str], request: str) -> None:
+    """Split and audit what the parts hold."""
+    before = data.rows.to_pandas().assign(row=np.arange(data.rows.num_rows))
+    if len(reasons) == len(before):
+        why = pd.Series(list(reasons.values())).value_counts()
+        raise manifest.DataError(f"{config.data.root}: none of {len(before)} images gave a face ({why.index[0]}: "
+                                 f"{why.iloc[0]}); see faces.already_cropped and faces.on_no_face")
+    index = before.merge(read_metadata(uri, -(-len(before) // PART_ROWS)), on="row", validate="one_to_one")
+    by, seed = config.split.by, config.split.seed
+    if config.split.folds:
+        index["fold"] = splits.folds(index, by, config.split.folds, seed)
+        index["split"] = splits.of_fold(index["fold"].to_numpy(), config.split.fold)
+    else:
+        index["split"] = splits.assign(index, by=by, seed=seed)
+    lost = before.loc[sorted(reasons), ["image", "dataset", "expression"]]
+    rejected = pa.concat_tables([data.rejected, pa.Table.from_pandas(
+        lost.assign(reason=[reasons[r] for r in lost.index]), schema=manifest.REJECT_SCHEMA, preserve_index=False)])
+    _write_table(uri, "index", pa.Table.from_pandas(index.drop(columns=splits.THUMBNAILS), preserve_index=False))
+    _write_table(uri, "rejected", rejected)
+    audited = audit(uri, index)
     summary = {
         "schema_version": SCHEMA_VERSION,
-        "fingerprint": fingerprint,
-        "split": config.split.by,
-        "counts": {"before": _nested(data.rows.to_pandas(), ["dataset", "expression"]),
+        "request": request,
+        # of what the set holds, wherever and from whatever path it was made
+        "fingerprint": _digest(index[["dataset", "expression", "subject", "split", "digest"]]
+                               .astype(object).where(lambda t: t.notna(), None).values.tolist()),
+        "split": by,
+        "folds": config.split.folds,
+        "remarks": splits.remarks(index, by),
+        "counts": {"read": _counts(pa.concat_tables([data.rows.select(["dataset", "expression"]),
+                                                     data.rejected.select(["dataset", "expression"])]).to_pandas()),
+                   "before": _counts(before),
                    "after": _nested(index, ["dataset", "split", "expression"])},
         "rejected": {str(k): int(v) for k, v in rejected.to_pandas()["reason"].value_counts().items()},
-        "leaks": splits.summarize(leaks),
+        **audited,
         "config": {k: v for k, v in to_dict(config).items() if k in ("data", "faces", "split")},
     }
     storage.write_json(storage.join(uri, "prepared.json"), summary)
+
+
+def audit(uri: str, index: pd.DataFrame) -> dict:
+    """Write `leaks.parquet` and `conflicts.parquet` of a prepared set; their counts."""
+    leaks, conflicts = splits.audit(index), splits.conflicts(index)
+    _write_table(uri, "leaks", pa.Table.from_pandas(leaks, preserve_index=False))
+    _write_table(uri, "conflicts", pa.Table.from_pandas(conflicts, preserve_index=False))
+    copies = len(index) - int(splits.near_duplicates(index).max() + 1)
+    return {"leaks": splits.summarize(leaks), "conflicts": len(conflicts), "near_duplicates": copies}
+
+
+def _write_table(uri: str, name: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    storage.write_bytes(storage.join(uri, f"{name}.parquet"), sink.getvalue())
+
+
+def _rejects(uri: str, part: int) -> str:
+    return storage.join(uri, "images", f"rejected-{part:05d}.json")
+
+
+def _counts(rows: pd.DataFrame) -> dict:
+    return _nested(rows.fillna({"expression": "none"}), ["dataset", "expression"])
 
 
 def _nested(rows: pd.DataFrame, columns: list[str]) -> dict:
@@ -182,10 +227,10 @@ def _nested(rows: pd.DataFrame, columns: list[str]) -> dict:
 
 
 def _sources(rows: pa.Table) -> list:
-    """What identifies the input: the manifest and each file's size and time."""
-    stats = [(s.st_size, s.st_mtime_ns) for s in map(os.stat, rows.column("image").to_pylist())]
-    return [rows.to_pylist(), stats]
+    """What identifies the input: the manifest, and size and time of each file."""
+    stat = functools.cache(storage.stat)  # one table may hold thousands of images
+    return [rows.to_pylist(), [stat(pixels.file_of(image)) for image in rows.column("image").to_pylist()]]
 
 
-def _fingerprint(*content) -> str:
+def _digest(*content) -> str:
     return hashlib.sha256(json.dumps([SCHEMA_VERSION, *content], sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from importlib import resources
+import textwrap
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fer_ray import storage
 from fer_ray.manifest import EXPRESSIONS
 
 HEADLINE = ("balanced_accuracy", "balanced_accuracy_ci95", "accuracy", "macro_f1", "test_images")
+SPLITS = ("train", "val", "test")
 BLUE, ORANGE, GREY = "#2f5d8a", "#d1772e", "#8a8f98"
 
 
@@ -34,18 +35,32 @@ def render(result: dict, montage: list[dict], augmented: list[np.ndarray], epoch
         augmented: uint8 [224, 224, 3] images of one crop.
         epochs: the training history, may be empty.
     """
-    from jinja2 import Environment, StrictUndefined
+    pictures = {"crops": data_uri(crops_figure(montage)) if montage else None,
+                "augmented": data_uri(row_figure(augmented)) if augmented else None,
+                "curves": data_uri(curves_figure(epochs)) if epochs else None,
+                "recall": data_uri(recall_figure(result["metrics"])),
+                "confusion": data_uri(confusion_figure(result["metrics"]["confusion"]))}
+    return _page("report.html.j2", r=result, m=result["metrics"], pictures=pictures, leaking=is_leaking(result),
+                 config=_flatten(result["config"]))
 
-    template = resources.files("fer_ray").joinpath("templates/report.html.j2").read_text()
-    pictures = {"crops": _uri(crops_figure(montage)) if montage else None,
-                "augmented": _uri(row_figure(augmented)) if augmented else None,
-                "curves": _uri(curves_figure(epochs)) if epochs else None,
-                "recall": _uri(recall_figure(result["metrics"])),
-                "confusion": _uri(confusion_figure(result["metrics"]["confusion"]))}
-    leaking = result["split"] != "subject" or any(result["leaks"].get(k, 0) for k in ("subject", "sequence"))
-    return Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(
-        r=result, m=result["metrics"], pictures=pictures, leaking=leaking, expressions=EXPRESSIONS,
-        config=_flatten(result["config"]), splits=("train", "val", "test"))
+
+def render_prepared(name: str, summary: dict, index, leaks: list[dict], pictures: dict) -> str:
+    """The page of a prepared set, see `overview`. `summary`: prepared.json. `index`: its rows (pandas)."""
+    return _page("prepare.html.j2", name=name, p=summary, images=len(index), subjects=index["subject"].nunique(),
+                 found=int(index["face_found"].sum()), leaks=leaks, leaking=is_leaking(summary), pictures=pictures,
+                 config=_flatten(summary["config"]))
+
+
+def is_leaking(summary: dict) -> bool:
+    """Whether a test score on this split holds for no new face: people, videos or pictures stand on both sides."""
+    return summary["split"] in ("image", "sequence") or any(summary["leaks"].values())
+
+
+def _page(template: str, **content) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("fer_ray"), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(template).render(expressions=EXPRESSIONS, splits=SPLITS, **content)
 
 
 def summary_png(result: dict, montage: list[dict], epochs: list[dict]) -> bytes:
@@ -90,6 +105,70 @@ def row_figure(images: list[np.ndarray]):
     for axis, picture in zip(figure.subplots(1, len(images), squeeze=False)[0], images, strict=True):
         axis.imshow(picture)
         axis.axis("off")
+    return figure
+
+
+def bars_figure(counts: dict):
+    """Images by class; a column a data set, colours by split. `counts`: data set -> split -> class -> number."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axis, (name, by_split) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
+        left = np.zeros(len(EXPRESSIONS))
+        for split, colour in zip(SPLITS, (GREY, ORANGE, BLUE), strict=True):
+            numbers = np.array([by_split.get(split, {}).get(e, 0) for e in EXPRESSIONS])
+            axis.barh(EXPRESSIONS, numbers, left=left, color=colour, label=split)
+            left += numbers
+        axis.invert_yaxis()
+        axis.set(title=name, xlabel="images")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def sizes_figure(index):
+    """How large the images are, and the faces in them (px)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    whole, face = figure.subplots(1, 2)
+    whole.hist(np.maximum(index["width"], index["height"]), bins=30, color=GREY)
+    whole.set(xlabel="longer side of the image (px)", ylabel="images")
+    found = index[index["face_found"]]
+    if len(found):
+        face.hist([max(b[2], b[3]) for b in found["box"]], bins=30, color=BLUE)
+    face.set(xlabel="side of the face found (px)")
+    return figure
+
+
+def pairs_figure(pairs: list[list[tuple[np.ndarray, str]]]):
+    """Pairs of pictures one above the other, each with its title."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 * max(4, len(pairs)), 3.6), layout="constrained")
+    axes = figure.subplots(2, max(4, len(pairs)), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for column, pair in zip(axes.T, pairs, strict=False):
+        for axis, (picture, title) in zip(column, pair, strict=True):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            axis.set_title(title, fontsize=7)
+    return figure
+
+
+def examples_figure(examples: dict[str, list[np.ndarray]]):
+    """A row of pictures a reason."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, examples.values()))
+    figure = Figure(figsize=(1.1 * columns + 3, 1.2 * len(examples)), layout="constrained")
+    for row, (reason, pictures) in zip(figure.subplots(len(examples), columns, squeeze=False), examples.items(),
+                                       strict=True):
+        for axis, picture in zip(row, pictures, strict=False):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        for axis in row:
+            axis.set_xticks([]), axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        row[0].set_ylabel(textwrap.fill(reason, 28), rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 
@@ -157,7 +236,8 @@ def _png(figure) -> bytes:
     return sink.getvalue()
 
 
-def _uri(figure) -> str:
+def data_uri(figure) -> str:
+    """A figure as a picture inside the page."""
     return "data:image/png;base64," + base64.b64encode(_png(figure)).decode()
 
 

@@ -14,16 +14,28 @@ import pandas as pd
 from fer_ray.manifest import DataError
 
 SPLITS = ("train", "val", "test")
-LEAK_KINDS = ("subject", "sequence", "near_duplicate")
+LEAK_KINDS = ("subject", "sequence", "identical", "near_duplicate")
 LEAK_COLUMNS = ["kind", "key", "splits", "images", "example_a", "example_b"]
+CONFLICT_COLUMNS = ["key", "expressions", "images", "example_a", "example_b"]
 
-# Measured on 1,500 photographs of faces: JPEG at quality 50, another size or 25 grey levels more move 0 to 4
-# of the 64 bits (1 of 300 brightened ones 6, as it saturated), and no two of the 1.1 million pairs of
-# photographs come as near as 4; from 8 on they do, though they only look alike.
-NEAR_DUPLICATE_BITS = 4
+HASHES = ["face_hash", "face_hash_flipped", "picture_hash", "picture_hash_flipped"]
+THUMBNAILS = ["face_thumbnail", "picture_thumbnail"]
+LOOKS = [*HASHES, *THUMBNAILS]
+THUMBNAIL_SIDE = 32  # px
+
+# Two images are near-duplicates if their faces, or their whole pictures, are: the hash differs in few of 64 bits and
+# the thumbnails correlate. Whole pictures count because in a copy the face may be found some pixels beside; but only
+# of people who are no strangers, since a studio's background makes nobody the same. Each of the three bars is needed:
+# scripts/measure_duplicates.py measures what they find and their false alarms, docs/data.md has the figures.
+NEAR_BITS = 4
+NEAR_CORRELATION = 0.99
+STRANGER_BITS = 20
 
 # A class that this many groups show can be in all three splits, so training must see it.
 MIN_GROUPS_FOR_TRAIN = 3
+
+# Enough to show how alike two pictures are; a class of 70 frames in two splits needs not all its pairs.
+EXAMPLES_SEARCHED = 500
 
 
 def assign(
@@ -34,26 +46,25 @@ def assign(
 ) -> np.ndarray:
     """One of `SPLITS` for every row, stratified by expression as far as the groups allow.
 
-    `rows` has the columns `image` (unique), `expression`, and the one that `by` names. All rows of a subject
-    (or of a sequence; a still is a sequence of its own) stay together. `fractions` are the shares of
-    train, val and test. Returns str[N] in the order of `rows`.
+    Args:
+        rows: has the columns `image` (unique), `expression`, and what `by` needs.
+        by: what stays together. `subject`: all images of a person, and the near-duplicates of them whatever their
+            name (columns `subject` and `LOOKS`); an image of nobody in particular stays with its
+            near-duplicates. `sequence`: a video; a still is one of its own. `image`: nothing. `official`: the data
+            set's own split (column `official`); val is cut from train, and val serves as test, where one lacks.
+        fractions: shares of train, val and test.
+
+    Returns: str [N] in the order of `rows`.
 
     Raises:
-        DataError: a row without subject, or fewer than three groups to share out.
+        DataError: rows without an official split, or fewer than three groups to share out.
         ValueError: an unknown `by`, or fractions that are not positive or do not add up to 1.
     """
     _check_fractions(fractions)
-    order = np.argsort(rows["image"].to_numpy(dtype=str), kind="stable")
-    ordered = rows.iloc[order]
-    groups = pd.factorize(_group_names(ordered, by))[0]
-    num_groups = len(np.unique(groups))
-    if num_groups < len(SPLITS):
-        raise DataError(
-            f"split by {by}: the data has {num_groups} {by}(s), at least {len(SPLITS)} are needed, "
-            "one for each of train, val and test"
-        )
-    # Sorted codes, so that a class that appears first in another order gets the same number.
-    labels = pd.factorize(ordered["expression"].to_numpy(dtype=str), sort=True)[0]
+    if by == "official":
+        return _official(rows, fractions, seed)
+    ordered, labels, groups, order = _prepared(rows, by, len(SPLITS))
+    num_groups = groups.max() + 1
     folds = _folds(labels, groups, num_folds=min(_num_folds(fractions), num_groups), seed=seed)
     split = _train_sees_every_class(_share_out(folds, labels, fractions), labels, groups)
     result = np.empty(len(rows), dtype="<U5")
@@ -61,26 +72,118 @@ def assign(
     return result
 
 
+def folds(rows: pd.DataFrame, by: str, num_folds: int, seed: int = 0) -> np.ndarray:
+    """Fold of every row for cross-validation, int [N] from 0; stratified, groups as in `assign` stay whole.
+
+    Raises: DataError if there are fewer groups than folds.
+    """
+    ordered, labels, groups, order = _prepared(rows, by, num_folds)
+    result = np.empty(len(rows), dtype=int)
+    result[order] = _folds(labels, groups, num_folds, seed)
+    return result
+
+
+def of_fold(fold: np.ndarray, test: int) -> np.ndarray:
+    """The split of every row when fold `test` is the test split: the next fold is val, the others train. str [N]."""
+    num_folds = int(fold.max()) + 1
+    return np.where(fold == test, "test", np.where(fold == (test + 1) % num_folds, "val", "train"))
+
+
+def remarks(rows: pd.DataFrame, by: str) -> list[str]:
+    """What a reader of results should know about this split, in sentences."""
+    found = []
+    unknown = int(rows["subject"].isna().sum())
+    if by == "subject" and unknown:
+        found.append(f"{unknown} of {len(rows)} images do not say who they show. They are grouped by near-duplicate "
+                     "pictures only, so one person may stand in several splits.")
+    if by == "official":
+        given = set(rows["official"].dropna())
+        if "test" not in given:
+            found.append("The data set has no official test split: its validation split is the test split, and val is "
+                         "a part of train.")
+        elif "val" not in given:
+            found.append("The data set has no official validation split: val is a part of train.")
+    return found
+
+
 def audit(rows: pd.DataFrame) -> pd.DataFrame:
     """What is in more than one split: one line a leak, none when the split is clean.
 
-    `rows` has the columns `image`, `subject`, `sequence`, `phash` (64-bit int from `perceptual_hash`, or
-    null) and `split`. Returns the columns of `LEAK_COLUMNS`: `key` names the subject, the sequence or the
-    hash (hex), `splits` is a comma list, `images` counts all images concerned, and the two examples lie in
-    different splits.
-
-    Raises:
-        TypeError: `phash` holds floats, which have lost their low bits; keep it as object or "UInt64".
+    `rows` has the columns `image`, `subject`, `sequence`, `digest` (of the crop's pixels), those of `LOOKS`
+    and `split`. Returns the columns of `LEAK_COLUMNS`: `key` names
+    the subject, the sequence or the hash (hex), `splits` is a comma list, `images` counts all images concerned, and
+    the two examples lie in different splits. An identical picture is no near-duplicate as well.
     """
     rows = rows.sort_values("image", kind="stable").reset_index(drop=True)
-    leaks = [*_shared(rows, "subject"), *_shared(rows, "sequence"), *_near_duplicates(rows)]
+    rows["cluster"] = near_duplicates(rows)
+    leaks = []
+    for kind, column in (("subject", "subject"), ("sequence", "sequence"), ("identical", "digest")):
+        leaks += [(kind, str(key), _in_order(group["split"]), len(group), *_examples(group, "split"))
+                  for key, group in _mixed(rows, column, "split")]
+    identical = {example for leak in leaks if leak[0] == "identical" for example in leak[4:]}
+    for _, group in _mixed(rows, "cluster", "split"):
+        a, b = _examples(group, "split")
+        if not {a, b} <= identical:
+            key = f"{group.loc[group['image'] == a, 'face_hash'].iloc[0]:016x}"
+            leaks.append(("near_duplicate", key, _in_order(group["split"]), len(group), a, b))
     return pd.DataFrame(leaks, columns=LEAK_COLUMNS)
+
+
+def conflicts(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same picture with different expressions: one line each, the columns of `CONFLICT_COLUMNS`.
+
+    Frames of one video are left out: they look alike while the expression changes.
+    """
+    rows = rows.sort_values("image", kind="stable").reset_index(drop=True)
+    rows["cluster"] = near_duplicates(rows)
+    found = []
+    for _, group in _mixed(rows, "cluster", "expression"):
+        videos = group["sequence"]
+        if videos.notna().all() and videos.nunique() == 1:
+            continue
+        a, b = _examples(group, "expression")
+        key = f"{group['face_hash'].iloc[0]:016x}"
+        found.append((key, ",".join(sorted(set(group["expression"]))), len(group), a, b))
+    return pd.DataFrame(found, columns=CONFLICT_COLUMNS)
 
 
 def summarize(leaks: pd.DataFrame) -> dict[str, int]:
     """Number of leaks of each kind; kinds without any are there with 0."""
     counts = leaks["kind"].value_counts()
     return {kind: int(counts.get(kind, 0)) for kind in LEAK_KINDS}
+
+
+def near_duplicates(rows: pd.DataFrame) -> np.ndarray:
+    """Cluster number of every row, int [N]: linked by near-duplicate pictures, mirrored ones included.
+
+    Every hash is held against every other, in blocks of some 64 MiB: n^2 machine instructions are seconds for 50,000
+    images, and no near-duplicate is missed.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    # exact copies are looked at once, so that thousands of them do not make millions of pairs
+    node_of = rows.groupby(LOOKS, sort=False).ngroup().to_numpy()
+    nodes = rows.iloc[np.unique(node_of, return_index=True)[1]]
+    hashes = nodes[HASHES].to_numpy(np.uint64)
+    thumbnails = [np.frombuffer(b"".join(nodes[t]), np.uint8).reshape(len(nodes), THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+                  for t in THUMBNAILS]
+    block = max(1, 2**23 // max(1, len(hashes)))
+    edges = [np.zeros((0, 2), int)]
+    for start in range(0, len(hashes), block):
+        for flip in (False, True):
+            edges += _near(hashes, thumbnails, slice(start, start + block), flip)
+    first, second = np.concatenate(edges).T
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(len(hashes), len(hashes)))
+    return connected_components(graph, directed=False)[1][node_of]
+
+
+def looks_of(crop: np.ndarray, picture: np.ndarray) -> dict[str, int | bytes]:
+    """The columns `LOOKS` of one image: its crop and its whole picture, uint8 H x W or H x W x 3 RGB."""
+    values = [perceptual_hash(i) for p in (crop, picture) for i in (p, p[:, ::-1])]
+    side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    values += [cv2.resize(_gray(p), side, interpolation=cv2.INTER_AREA).tobytes() for p in (crop, picture)]
+    return dict(zip(LOOKS, values, strict=True))
 
 
 def perceptual_hash(crop: np.ndarray) -> int:
@@ -90,8 +193,7 @@ def perceptual_hash(crop: np.ndarray) -> int:
     neither brightness, contrast nor size count. Source: Zauner, "Implementation and Benchmarking of
     Perceptual Image Hash Functions", 2010.
     """
-    gray = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) if crop.ndim == 3 else crop
-    small = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(_gray(crop), (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[1:9, 1:9]
     bits = low > np.median(low)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
@@ -110,23 +212,63 @@ def _num_folds(fractions: tuple[float, float, float]) -> int:
     return 10 if np.allclose(np.multiply(fractions, 10) % 1, 0) else 20
 
 
+def _prepared(rows: pd.DataFrame, by: str, needed: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows in the order of their images, their label and group numbers, and that order. Raises: DataError."""
+    order = np.argsort(rows["image"].to_numpy(dtype=str), kind="stable")
+    ordered = rows.iloc[order]
+    groups = pd.factorize(_group_names(ordered, by))[0]
+    num_groups = len(np.unique(groups))
+    if num_groups < needed:
+        raise DataError(f"split by {by}: the data has {num_groups} {by}(s), at least {needed} are needed, "
+                        "one for each part of the split")
+    # sorted codes, so that a class that appears first in another order gets the same number
+    return ordered, pd.factorize(ordered["expression"].to_numpy(dtype=str), sort=True)[0], groups, order
+
+
+def _official(rows: pd.DataFrame, fractions: tuple[float, float, float], seed: int) -> np.ndarray:
+    """The data set's own split, completed."""
+    given = rows["official"].to_numpy(dtype=object, copy=True)
+    lacking = rows["official"].isna().to_numpy()
+    if lacking.any():
+        raise DataError(f"split by official: {lacking.sum()} of {len(rows)} images come without a split of their data "
+                        f"set (first: {rows['image'].iloc[lacking.argmax()]}); use split.by subject")
+    if not (given == "test").any():
+        given[given == "val"] = "test"
+    if not (given == "val").any():
+        train = given == "train"
+        num_folds = max(2, round((fractions[0] + fractions[1]) / fractions[1]))
+        given[train] = np.where(folds(rows[train], "subject", num_folds, seed) == 0, "val", "train")
+    missing = [s for s in SPLITS if not (given == s).any()]
+    if missing:
+        raise DataError(f"split by official: the data set's own split has no {', '.join(missing)}")
+    return given.astype("<U5")
+
+
 def _group_names(rows: pd.DataFrame, by: str) -> np.ndarray:
     """What must stay together, one name a row."""
     if by == "image":
         return rows["image"].to_numpy(dtype=object)
     if by == "sequence":
-        # A prefix keeps the image name of a still apart from the name of a sequence.
+        # a prefix keeps the image name of a still apart from the name of a sequence
         named = "sequence " + rows["sequence"].astype("string")
         return named.fillna("image " + rows["image"].astype("string")).to_numpy(dtype=object)
     if by != "subject":
-        raise ValueError(f"by={by!r}: one of subject, image, sequence is expected")
-    unknown = rows["subject"].isna().to_numpy()
-    if unknown.any():
-        raise DataError(
-            f"split by subject: {unknown.sum()} of {len(rows)} images have no subject "
-            f"(first: {rows['image'].iloc[unknown.argmax()]}); use by=image, which may leak people between splits"
-        )
-    return rows["subject"].to_numpy(dtype=object)
+        raise ValueError(f"by={by!r}: one of subject, image, sequence, official is expected")
+    return _people(rows)
+
+
+def _people(rows: pd.DataFrame) -> np.ndarray:
+    """Group number of every row, int [N]: the same subject, or linked by near-duplicate pictures."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    cluster = near_duplicates(rows)
+    people = pd.factorize(rows["subject"])[0]  # -1: unknown
+    known = people >= 0
+    size = people.max() + 1 + cluster.max() + 1
+    links = (people[known], people.max() + 1 + cluster[known])
+    component = connected_components(coo_array((np.ones(known.sum()), links), shape=(size, size)), directed=False)[1]
+    return component[people.max() + 1 + cluster]
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
@@ -207,72 +349,53 @@ def _train_sees_every_class(split: np.ndarray, labels: np.ndarray, groups: np.nd
 # --- leaks ---------------------------------------------------------------------------------------------
 
 
-def _in_order(splits: np.ndarray) -> str:
+def _in_order(splits: pd.Series) -> str:
     return ",".join(split for split in SPLITS if split in set(splits))
 
 
-def _shared(rows: pd.DataFrame, kind: str) -> Iterator[tuple]:
-    """Leaks of the people or videos that `kind` names, which are in more than one split."""
-    for key, group in rows.dropna(subset=[kind]).groupby(kind, sort=True):
-        splits = group["split"].to_numpy()
-        if (splits != splits[0]).any():
-            images = group["image"].to_numpy()
-            yield kind, str(key), _in_order(splits), len(group), images[0], images[(splits != splits[0]).argmax()]
+def _mixed(rows: pd.DataFrame, column: str, differ: str) -> Iterator[tuple]:
+    """The groups of equal `column` in which `differ` is not the same everywhere."""
+    known = rows.dropna(subset=[column])
+    kinds = known.groupby(column)[differ].transform("nunique")
+    yield from known[kinds > 1].groupby(column, sort=True)
 
 
-def _near_duplicates(rows: pd.DataFrame) -> Iterator[tuple]:
-    """Leaks of pictures that another split holds too, one for each connected set of them."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+def _near(hashes: np.ndarray, thumbnails: list[np.ndarray], rows: slice, flip: bool) -> list[np.ndarray]:
+    """Pairs of near-duplicates (i, j), i in `rows` and j after its start, int [P, 2]: by the face, by the picture.
 
-    if pd.api.types.is_float_dtype(rows["phash"]) and rows["phash"].notna().any():
-        raise TypeError('phash holds floats, which cannot carry 64 bits; keep it as object or "UInt64"')
-    rows = rows.dropna(subset=["phash"])
-    if rows.empty:
-        return
-    images, splits = rows["image"].to_numpy(), rows["split"].to_numpy()
-    # Equal hashes are looked at once, so that thousands of copies do not make millions of pairs.
-    hashes, hash_of = np.unique(np.array([int(h) for h in rows["phash"]], np.uint64), return_inverse=True)
-    held_by = np.zeros(len(hashes), dtype=np.uint8)  # bit set of the splits that hold this hash
-    np.bitwise_or.at(held_by, hash_of, 1 << pd.Categorical(splits, categories=SPLITS).codes.astype(np.uint8))
-    first, second, bits = _close_pairs(hashes, held_by)
-    if len(first) == 0:
-        return
-
-    graph = coo_array((np.ones(len(first)), (first, second)), shape=(len(hashes), len(hashes)))
-    component = connected_components(graph, directed=False)[1]
-    order = np.lexsort((second, first, bits, component[first]))  # the closest pair of every component first
-    closest = order[np.unique(component[first][order], return_index=True)[1]]
-    members = pd.Series(np.arange(len(rows))).groupby(component[hash_of]).indices
-    for pair in closest:
-        group = members[component[first[pair]]]
-        a, b = _example(np.flatnonzero(hash_of == first[pair]), np.flatnonzero(hash_of == second[pair]), splits)
-        key = f"{hashes[first[pair]]:016x}"
-        yield "near_duplicate", key, _in_order(splits[group]), len(group), images[a], images[b]
-
-
-def _close_pairs(hashes: np.ndarray, held_by: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs i <= j (i = j too) within `NEAR_DUPLICATE_BITS` that two splits hold: i, j, distance, int[P].
-
-    Every hash is held against every other, in blocks of some 64 MiB: n^2 / 2 machine instructions are
-    seconds for 50,000 images, and no near duplicate is missed.
+    `hashes`: uint64 [N, 4]. `thumbnails`: uint8 [N, 32, 32] of faces and of pictures. `flip`: j is mirrored.
     """
-    block = max(1, 2**23 // len(hashes))
+    bits = [np.bitwise_count(hashes[rows, None, k] ^ hashes[None, rows.start :, k + flip]) for k in (0, 2)]
+    candidates = bits[0] <= NEAR_BITS, (bits[1] <= NEAR_BITS) & (bits[0] <= STRANGER_BITS)
     found = []
-    for start in range(0, len(hashes), block):
-        distance = np.bitwise_count(hashes[start : start + block, None] ^ hashes[None, start:])
-        i, j = np.nonzero(distance <= NEAR_DUPLICATE_BITS)
-        bits, i, j = distance[i, j], i + start, j + start
-        both = held_by[i] | held_by[j]
-        keep = (i <= j) & (np.bitwise_count(both) > 1)
-        found.append((i[keep], j[keep], bits[keep].astype(int)))
-    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+    for candidate, thumbs in zip(candidates, thumbnails, strict=True):
+        pairs = np.argwhere(candidate) + rows.start
+        for chunk in np.array_split(pairs, max(1, len(pairs) // 10_000)):
+            mirrored = thumbs[chunk[:, 1], :, ::-1] if flip else thumbs[chunk[:, 1]]
+            found.append(chunk[_correlation(thumbs[chunk[:, 0]], mirrored) >= NEAR_CORRELATION])
+    return found
 
 
-def _example(first: np.ndarray, second: np.ndarray, splits: np.ndarray) -> tuple[int, int]:
-    """One row of each of two sets, in different splits; the caller knows that there are such."""
-    for a in first:
-        elsewhere = second[splits[second] != splits[a]]
-        if len(elsewhere):
-            return a, elsewhere[0]
-    raise AssertionError("a pair that two splits hold has rows in both")
+def _correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of each pair of pictures, uint8 [P, S, S] -> float32 [P]; two even ones are alike."""
+    a, b = (p.reshape(-1, THUMBNAIL_SIDE**2).astype(np.float32) for p in (one, other))
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    even = (np.abs(a).max(1, initial=0) < 1) & (np.abs(b).max(1, initial=0) < 1)
+    return np.where(even, 1.0, (a * b).sum(1) / np.maximum(norm, 1e-6))
+
+
+def _gray(picture: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if picture.ndim == 3 else np.ascontiguousarray(picture)
+
+
+def _examples(group: pd.DataFrame, differ: str) -> tuple[str, str]:
+    """The two images most alike of those that differ in `differ`."""
+    first = group[group[differ] == group[differ].iloc[0]].head(EXAMPLES_SEARCHED)
+    other = group[group[differ] != group[differ].iloc[0]].head(EXAMPLES_SEARCHED)
+    a, b = first[HASHES].to_numpy(np.uint64)[:, None], other[HASHES].to_numpy(np.uint64)[None]
+    as_is, mirrored = (np.bitwise_count(a[..., 0] ^ b[..., k]).astype(int)
+                       + np.bitwise_count(a[..., 2] ^ b[..., 2 + k]) for k in (0, 1))
+    bits = np.minimum(as_is, mirrored)
+    i, j = np.unravel_index(bits.argmin(), bits.shape)
+    return first["image"].iloc[i], other["image"].iloc[j]

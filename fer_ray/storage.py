@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import urllib.parse
 import uuid
 
 from pyarrow import fs
@@ -32,9 +33,42 @@ def exists(uri: str) -> bool:
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises: FileNotFoundError."""
+    if (path := _local(uri)) is not None:
+        with open(path, "rb") as stream:
+            return stream.read()
     filesystem, path = resolve(uri)
     with filesystem.open_input_stream(path) as stream:
         return stream.read()
+
+
+def read_range(uri: str, first: int, length: int) -> bytes:
+    """`length` bytes from byte `first` on. Raises: FileNotFoundError."""
+    if (path := _local(uri)) is not None:
+        with open(path, "rb") as stream:
+            stream.seek(first)
+            return stream.read(length)
+    filesystem, path = resolve(uri)
+    with filesystem.open_input_file(path) as stream:
+        return stream.read_at(length, first)
+
+
+def stat(uri: str) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns. Raises: FileNotFoundError."""
+    if (path := _local(uri)) is not None:
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
+    filesystem, path = resolve(uri)
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        raise FileNotFoundError(uri)
+    return info.size, info.mtime_ns
+
+
+def _local(uri: str) -> str | bytes | None:
+    """The path of a local file. As bytes where the URI is percent-encoded: names need not be UTF-8."""
+    if uri.startswith("file://"):
+        return urllib.parse.unquote_to_bytes(uri.removeprefix("file://"))
+    return None if "://" in uri else os.path.expanduser(uri)
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -59,6 +93,13 @@ def read_json(uri: str) -> dict:
 def write_json(uri: str, content: dict) -> None:
     """Readable JSON, atomically."""
     write_bytes(uri, json.dumps(content, indent=2, sort_keys=True, allow_nan=False).encode())
+
+
+def delete_file(uri: str) -> None:
+    """Remove a file, if it is there."""
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(path).type == fs.FileType.File:
+        filesystem.delete_file(path)
 
 
 def delete_dir(uri: str) -> None:

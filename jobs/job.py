@@ -29,24 +29,24 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
         config = configuration.load(sys.argv[1:], description)
     except configuration.ConfigError as error:
         sys.exit(f"error: {error}")
-    from fer_ray import backbones, checkpoints, manifest, training
+    from fer_ray import backbones, checkpoints, faces, manifest, training
 
     try:
         result = stages(config)
-    except (configuration.ConfigError, manifest.DataError, backbones.WeightsError, checkpoints.CheckpointError,
-            training.TrainingError) as error:
+    except (configuration.ConfigError, manifest.DataError, faces.DetectorError, backbones.WeightsError,
+            checkpoints.CheckpointError, training.TrainingError) as error:
         sys.exit(f"error: {error}")
     print(f"result: {result}", flush=True)
 
 
-def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start Ray on this machine."""
+def connect(**options) -> None:
+    """Join the cluster of RAY_ADDRESS, or start Ray on this machine with `options` of ray.init."""
     settings = {k: v if k == "PYTHONPATH" else os.environ.get(k, v) for k, v in QUIET.items()}
     os.environ.update({k: v for k, v in settings.items() if k != "PYTHONPATH"})
     import ray
 
     ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="error", log_to_driver=False,
-             ignore_reinit_error=True, runtime_env={"env_vars": settings})
+             ignore_reinit_error=True, runtime_env={"env_vars": settings}, **options)
     import ray.data
     import ray.train
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import job
 
-from fer_ray import backbones, evaluation, metrics, prepare, report, storage, training
+from fer_ray import augment, backbones, evaluation, metrics, overview, prepare, report, splits, storage, training
 from fer_ray.config import Config
 from fer_ray.datasets import read_manifest
 
 
 def run_prepare(config: Config) -> str:
     """Raw data to prepared set; its URI."""
-    data = read_manifest(config.data)
+    data = read_manifest(config.data, config.split.by)
     print(f"prepare: {data.rows.num_rows} images, {data.rejected.num_rows} rejected by their labels", flush=True)
     job.connect()
     uri = prepare.prepare(config, data)
@@ -20,7 +20,30 @@ def run_prepare(config: Config) -> str:
             for s in ("train", "val", "test")}
     print(f"prepare: {kept} images by {summary['split']}, rejected {summary['rejected']}, leaks {summary['leaks']}",
           flush=True)
+    page = storage.join(uri, "prepare.html")
+    if not storage.exists(page):
+        overview.write(uri, config.name)
+    print(f"prepare: report {page}", flush=True)
+    for remark in summary["remarks"]:
+        print(f"prepare: {remark}", flush=True)
     return uri
+
+
+def run_audit(config: Config) -> str:
+    """Audit the prepared set again; URI of its page."""
+    uri = job.prepared_uri(config)
+    index = prepare.read_index(uri)
+    summary = storage.read_json(storage.join(uri, "prepared.json"))
+    parts = prepare.read_metadata(uri, int(index["part"].max()) + 1).set_index("row").loc[index["row"]]
+    for column in splits.THUMBNAILS:
+        index[column] = parts[column].to_numpy()
+    summary |= prepare.audit(uri, index)
+    storage.write_json(storage.join(uri, "prepared.json"), summary)
+    leaks = overview.read_table(uri, "leaks")
+    print(leaks.to_string(index=False) if len(leaks) else "no leak across splits", flush=True)
+    print(f"leaks {summary['leaks']}, near-duplicates in the whole set {summary['near_duplicates']}, same picture with "
+          f"different expressions {summary['conflicts']}", flush=True)
+    return overview.write(uri, config.name)
 
 
 def run_train(config: Config) -> str:
@@ -41,7 +64,9 @@ def run_evaluate(config: Config) -> str:
     prepared = job.prepared_uri(config)
     result = evaluation.evaluate(config, prepared)
     run = storage.absolute(storage.join(config.storage, "runs", config.name))
-    target = report.write(run, result, *evaluation.pictures(prepared, config.train.seed))
+    montage = overview.montage(prepared, config.train.seed)
+    augmented = [augment.train_transform(montage[0]["crop"], config.train.seed, epoch, 0) for epoch in range(8)]
+    target = report.write(run, result, montage, augmented)
     print(f"{metrics.per_class_table(result['metrics'])}\nreport: {run}/report.html", flush=True)
     return target
 

@@ -1,4 +1,8 @@
-"""One file per layout on disk: folder in, manifest out."""
+"""One file per layout on disk: folder in, manifest rows out.
+
+Each adapter has `recognise(root)`, which says what it saw or None, and `read(root, options)`, which returns rows and
+rejected rows. `PEOPLE` names whom its subjects belong to, `NO_SUBJECTS` explains why there are none.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +10,94 @@ import importlib
 import os
 from pathlib import Path
 
-from fer_ray.config import DataConfig
-from fer_ray.manifest import DataError, Manifest, merge
+from fer_ray import pixels
+from fer_ray.config import DataConfig, SourceConfig
+from fer_ray.datasets import layout
+from fer_ray.manifest import DataError, Manifest, build, merge
+
+PARTICULAR = ("ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet")
+GENERAL = ("table", "folder")
 
 
-def read_manifest(data: DataConfig) -> Manifest:
+def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
     """The manifest of `data.sources` below `data.root`, or of `data.root` itself.
 
-    Raises: DataError when a folder is missing or its content is not what the kind promises.
+    Raises: DataError when a folder is missing, its content is not what the kind promises, or a data set cannot be
+        split as wished.
     """
     expanded = os.path.expanduser(os.path.expandvars(data.root))
     if not expanded or "$" in expanded:
         raise DataError(f"data.root: {data.root!r} is not set; give the data set's folder by --data.root")
-    root = Path(expanded).resolve()
-    sources = [(s.kind, root / s.root) for s in data.sources] or [(data.kind, root)]
-    for kind, folder in sources:
-        if kind != "sample" and not folder.is_dir():
-            raise DataError(f"data.root: {folder} is not a folder; give the folder of the {kind} data set")
-    found = merge([read_source(kind, folder, data) for kind, folder in sources])
+    root = Path(os.path.abspath(expanded))
+    sources = [s for source in data.sources or [SourceConfig(data.kind, ".")] for s in _concrete(source, root, data)]
+    names = [s.name or s.kind for s in sources]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise DataError(f"data.sources: {', '.join(twice)} stands there twice; give each source a name")
+    for source in sources:
+        why = getattr(_adapter(source.kind), "NO_SUBJECTS", "")
+        if why and split_by == "subject":
+            raise DataError(f"{root / source.root}: {why}")
+    found = merge([_read(source, root / source.root, data) for source in sources])
     if not found.rows.num_rows:
         reasons = sorted(set(found.rejected.column("reason").to_pylist()))
         raise DataError(f"{root}: no usable image ({'; '.join(reasons) or 'nothing of this layout'})")
     return found
 
 
-def read_source(kind: str, root: Path, data: DataConfig) -> Manifest:
-    """The manifest of one folder of the layout `kind`."""
-    adapter = importlib.import_module(f"fer_ray.datasets.{kind}")
-    return adapter.read(root, data if kind == "sample" else getattr(data, kind, None))
+def recognise(root: Path, data: DataConfig) -> list[tuple[str, str]]:
+    """(kind, what was seen) of every layout at `root`. A folder or a table counts only where nothing particular is."""
+    seen = [(kind, what) for kind in PARTICULAR if (what := _adapter(kind).recognise(root))]
+    if not seen:
+        seen = [(kind, what) for kind in GENERAL if (what := _adapter(kind).recognise(root, data))][:1]
+    return seen
+
+
+def _concrete(source: SourceConfig, root: Path, data: DataConfig) -> list[SourceConfig]:
+    """The source without `auto` and `sample`: one or more data sets of a known layout."""
+    folder = Path(os.path.normpath(root / source.root))
+    if source.kind == "sample":
+        from fer_ray.datasets import sample
+
+        sample.write_sample(folder, data.sample.subjects, data.sample.seed)
+        return [SourceConfig("ckplus", str(folder / "CK+")), SourceConfig("jaffe", str(folder / "jaffe"))]
+    if not folder.is_dir():
+        raise DataError(f"data.root: {folder} is not a folder; give the folder of the {source.kind} data set")
+    if source.kind != "auto":
+        return [SourceConfig(source.kind, str(folder), source.name)]
+    seen = [(folder, kind, what) for kind, what in recognise(folder, data)]
+    if not seen:  # several data sets side by side
+        seen = [(f, kind, what) for f in layout.folders(folder) for kind, what in recognise(f, data)]
+    if not seen:
+        known = "; ".join(f"{kind}: {_adapter(kind).LOOKS}" for kind in (*PARTICULAR, *GENERAL))
+        raise DataError(f"data.root: {folder} holds no layout that is known ({known}); name it by data.kind")
+    for place, kind, what in seen:
+        print(f"recognised {kind} in {place}: {what}", flush=True)
+    kinds = [kind for _, kind, _ in seen]
+    return [SourceConfig(kind, str(place), source.name or (place.name if kinds.count(kind) > 1 else ""))
+            for place, kind, _ in seen]
+
+
+def _read(source: SourceConfig, root: Path, data: DataConfig) -> Manifest:
+    adapter = _adapter(source.kind)
+    options = data if source.kind in GENERAL else getattr(data, source.kind, None)
+    rows, rejected = adapter.read(root, options)
+    name = source.name or source.kind
+    allowed = [root, root / data.table.images] if source.kind == "table" else [root]
+    inside = [os.path.realpath(folder) for folder in allowed]
+    kept = []
+    for row in rows + rejected:
+        if isinstance(row["image"], Path):
+            path, row["image"] = row["image"], pixels.name_of(row["image"])
+            if "reason" not in row and not any(_is_below(os.path.realpath(path), f) for f in inside):
+                row["reason"] = "path leaves the data set's folder"
+        kept.append(row)
+    return build([r for r in kept if "reason" not in r], [r for r in kept if "reason" in r], name,
+                 getattr(adapter, "PEOPLE", name))
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _adapter(kind: str):
+    return importlib.import_module(f"fer_ray.datasets.{kind}")

@@ -16,8 +16,7 @@ import cv2
 import numpy as np
 
 from fer_ray import manifest
-from fer_ray.config import DataConfig
-from fer_ray.datasets import ckplus, jaffe
+from fer_ray.datasets import jaffe
 
 VERSION = 1
 CODES = {"anger": 1, "contempt": 2, "disgust": 3, "fear": 4, "happiness": 5, "sadness": 6, "surprise": 7}
@@ -39,12 +38,6 @@ UNITS = {
     "sadness": {"brow_in": -0.15, "brow_out": 0.09, "eye": -0.35, "curve": -0.17, "width": -0.05},
     "surprise": {"brow_in": -0.20, "brow_out": -0.20, "eye": 0.6, "open": 0.42, "width": -0.14},
 }
-
-
-def read(root: Path, data: DataConfig) -> manifest.Manifest:
-    """Render into `root` unless it is there, then read it like the real sets."""
-    write_sample(root, data.sample.subjects, data.sample.seed)
-    return manifest.merge([ckplus.read(root / "CK+", data.ckplus), jaffe.read(root / "jaffe")])
 
 
 def write_sample(root: Path, subjects: int, seed: int) -> None:

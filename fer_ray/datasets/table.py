@@ -1,53 +1,79 @@
-"""A table of image names and labels beside a folder of images."""
+"""A table of labels, with image names beside a folder of images, or with the pixels in its own rows."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from fer_ray.config import TableConfig
-from fer_ray.manifest import DataError, Manifest, build, canonical_expression
+from fer_ray import pixels
+from fer_ray.config import DataConfig, TableConfig
+from fer_ray.datasets import layout
+from fer_ray.manifest import DataError, canonical_expression
+
+LOOKS = "one CSV or Parquet file with the columns of data.table"
 
 
-def read(root: Path, options: TableConfig) -> Manifest:
+def recognise(root: Path, data: DataConfig) -> str | None:
+    """One table with the configured columns."""
+    try:
+        file = _find(root, data.table.file)
+        columns = _columns(file)
+    except DataError:
+        return None
+    return file.name if all(c in columns for c in _needed(data.table)) else None
+
+
+def read(root: Path, data: DataConfig) -> tuple[list[dict], list[dict]]:
     """One row an image. A name listed twice counts once; with two different labels it is rejected.
 
-    Raises: DataError for a missing table, column or image folder, or an unknown label.
+    Raises: DataError for a missing table, column or image folder, an unknown label or an unknown split.
     """
-    file = _find(root, options.file)
-    table = _load(file)
-    for column in filter(None, (options.image_column, options.expression_column, options.subject_column)):
-        if column not in table:
-            raise DataError(f"{file}: no column {column!r}; its columns are {', '.join(map(str, table.columns))}")
-    folder = (root / options.images).resolve()
-    if not folder.is_dir():
+    options, file = data.table, _find(root, data.table.file)
+    columns = _columns(file)
+    for column in _needed(options):
+        if column not in columns:
+            raise DataError(f"{file}: no column {column!r}; its columns are {', '.join(columns)}")
+    folder = root / options.images
+    if not options.pixels_column and not folder.is_dir():
         raise DataError(f"{folder} is not a folder (data.table.images)")
-    pattern = _pattern(options.subject_pattern)
-    labels: dict[str, list[str]] = {}
-    subjects: dict[str, str | None] = {}
-    for number, row in enumerate(table.to_dict("records"), start=2):  # as an editor counts: line 1 is the header
-        name = str(row[options.image_column])
-        expression = canonical_expression(row[options.expression_column], f"{file} row {number}")
-        labels.setdefault(name, []).append(expression)
-        subjects[name] = _subject(name, row, options, pattern)
+    pattern = layout.compile_pattern(options.subject_pattern, "data.table.subject_pattern")
+    listed: dict[str | Path, list[dict]] = {}
+    for inside, number, row in _rows(file, options, columns):
+        where = f"{file} row {number}"
+        name = str(row.get(options.image_column, ""))
+        subject = str(row[options.subject_column]).casefold() if options.subject_column else ""
+        listed.setdefault(inside or folder / name, []).append({
+            "expression": canonical_expression(row[options.expression_column], where, data.names),
+            "subject": subject or layout.subject_in(Path(name).name, pattern),
+            "official": _official(row, options, where), "cropped": bool(inside) and file.suffix == ".csv"})
     rows, rejected = [], []
-    for name, found in labels.items():
-        path = (folder / name).resolve()
-        def reject(reason: str, count: int = 1, path: Path = path) -> None:
-            rejected.extend([{"image": str(path), "dataset": "table", "reason": reason}] * count)
-
-        if not path.is_relative_to(folder):
-            reject("path leaves the image folder", len(found))
-        elif len(set(found)) > 1:
-            reject(f"conflicting labels: {', '.join(sorted(set(found)))}", len(found))
-        elif not path.is_file():
-            reject("file not found", len(found))
+    for image, found in listed.items():
+        labels = sorted({f["expression"] for f in found})
+        row = {"image": image, **found[-1]}
+        if len(labels) > 1:
+            rejected += [row | f | {"reason": f"conflicting labels: {', '.join(labels)}"} for f in found]
+        elif isinstance(image, Path) and not image.is_file():
+            rejected += [row | {"reason": "file not found"}] * len(found)
         else:
-            reject("listed twice", len(found) - 1)
-            rows.append({"image": str(path), "expression": found[0], "subject": subjects[name], "dataset": "table"})
-    return build(rows, rejected)
+            rejected += [row | {"reason": "listed twice"}] * (len(found) - 1)
+            rows.append(row)
+    return rows, [dict(r) for r in rejected]
+
+
+def _needed(options: TableConfig) -> list[str]:
+    return [c for c in (options.pixels_column or options.image_column, options.expression_column,
+                        options.subject_column, options.split_column) if c]
+
+
+def _official(row: dict, options: TableConfig, where: str) -> str | None:
+    if not options.split_column:
+        return None
+    value = str(row[options.split_column]).strip()
+    if value.casefold() not in layout.OFFICIAL:
+        raise DataError(f"{where}: split {value!r}; right is train, val or test")
+    return layout.OFFICIAL[value.casefold()]
 
 
 def _find(root: Path, file: str) -> Path:
@@ -55,37 +81,35 @@ def _find(root: Path, file: str) -> Path:
         if not (root / file).is_file():
             raise DataError(f"{root / file}: no such table (data.table.file)")
         return root / file
-    found = sorted(p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.suffix in (".csv", ".parquet"))
+    found = sorted(p for pattern in ("*", "*/*") for p in root.glob(pattern)
+                   if p.suffix in (".csv", ".parquet") and not layout.is_junk(p.name))
     if len(found) != 1:
         raise DataError(f"{root}: {len(found)} CSV or Parquet files; name the right one by data.table.file")
     return found[0]
 
 
-def _load(file: Path) -> pd.DataFrame:
+def _columns(file: Path) -> list[str]:
     try:
-        # as text: a name such as 007 or NA stays what it is
-        return pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype=str, na_filter=False)
-    except (ValueError, OSError) as error:
+        if file.suffix == ".parquet":
+            return pq.read_schema(file).names
+        with open(file, encoding="utf-8-sig") as stream:
+            return [c.strip().strip('"') for c in stream.readline().rstrip("\n").split(",")]
+    except (ValueError, OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: not a readable table ({error})") from None
 
 
-def _pattern(pattern: str) -> re.Pattern | None:
-    if not pattern:
-        return None
+def _rows(file: Path, options: TableConfig, columns: list[str]):
+    """(name of the pixels inside the table or None, row number as an editor counts, values) of every row."""
+    inside = options.pixels_column
+    if file.suffix == ".parquet":
+        table = pq.read_table(file, columns=[c for c in columns if c != inside])
+        for number, row in enumerate(table.to_pylist()):
+            yield f"{pixels.name_of(file)}#row={number:09d},column={inside}" if inside else None, number, row
+        return
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise DataError(f"data.table.subject_pattern: {pattern!r} is no regular expression ({error})") from None
-    if compiled.groups != 1:
-        raise DataError(f"data.table.subject_pattern: {pattern!r} needs exactly one group, it has {compiled.groups}")
-    return compiled
-
-
-def _subject(name: str, row: dict, options: TableConfig, pattern: re.Pattern | None) -> str | None:
-    """Who is in the image; spelled in one case, since file names mix cases."""
-    if options.subject_column:
-        found = str(row[options.subject_column])
-    else:
-        match = pattern.match(Path(name).name) if pattern else None
-        found = match[1] if match else ""
-    return f"table:{found.casefold()}" if found else None
+        for image, number, row in pixels.csv_rows(file):
+            if len(row) < len(columns):
+                raise DataError(f"{file} row {number}: {len(row)} values, the header has {len(columns)}")
+            yield f"{image},column={columns.index(inside)}" if inside else None, number, row
+    except ValueError as error:
+        raise DataError(str(error)) from None

@@ -1,14 +1,30 @@
 import collections
+import os
 
 import cv2
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fer_ray import datasets
-from fer_ray.config import CkPlusConfig, DataConfig, SampleConfig, SourceConfig, TableConfig
-from fer_ray.datasets import ckplus, jaffe, sample, table
-from fer_ray.faces import FaceFinder
-from fer_ray.manifest import DataError, canonical_expression
+from fer_ray import datasets, faces, pixels
+from fer_ray.config import (
+    CkPlusConfig,
+    DataConfig,
+    FacesConfig,
+    Fer2013Config,
+    FolderConfig,
+    SampleConfig,
+    SourceConfig,
+    TableConfig,
+)
+from fer_ray.datasets import sample
+from fer_ray.manifest import EXPRESSIONS, DataError, canonical_expression
+
+GREY = " ".join(str(i % 256) for i in range(48 * 48))
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +34,27 @@ def root(tmp_path_factory):
     return folder
 
 
-def write_table(folder, text, names=("a_1.jpg", "b_1.jpg")):
-    (folder / "images").mkdir()
-    for name in names:
-        cv2.imwrite(str(folder / "images" / name), np.zeros((40, 40), np.uint8))
-    (folder / "t.csv").write_text(text)
-    return folder
+def put(path, side=40):
+    """A small picture at `path`, its folders made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((side, side), 99, np.uint8))
+    return path
+
+
+def read(root, kind="auto", by="subject", **options):
+    found = datasets.read_manifest(DataConfig(kind, str(root), **options), by)
+    return found.rows.to_pandas(), found.rejected.to_pandas()
+
+
+def reasons(rejected):
+    return dict(collections.Counter(rejected.reason))
+
+
+# --- CK+ -----------------------------------------------------------------------------------------------
 
 
 def test_ckplus_selects_by_position_and_loses_nothing(root):
-    found = ckplus.read(root / "CK+", CkPlusConfig(neutral_below=20, expression_above=50))
-    rows, rejected = found.rows.to_pandas(), found.rejected.to_pandas()
+    rows, rejected = read(root / "CK+", ckplus=CkPlusConfig(neutral_below=20, expression_above=50))
     assert len(rows) + len(rejected) == len(list((root / "CK+").rglob("*.png")))
     assert (rows[rows.expression == "neutral"].position <= 0.2 + 1e-6).all()
     assert (rows[rows.expression != "neutral"].position >= 0.5).all()
@@ -36,46 +62,280 @@ def test_ckplus_selects_by_position_and_loses_nothing(root):
     assert rows.subject.nunique() == 6
 
 
+def test_ckplus_first_frame_and_peak_frames(root):
+    rows, _ = read(root / "CK+", ckplus=CkPlusConfig(protocol="peak", peak_frames=2))
+    for _, frames in rows.groupby("sequence"):
+        assert list(frames.sort_values("frame").expression == "neutral") == [True, False, False]
+        assert frames.position.max() == 1
+
+
 def test_ckplus_unlabelled_sequences_give_neutral_frames(root):
-    skip, neutral = (ckplus.read(root / "CK+", CkPlusConfig(unlabelled=how)).rows.to_pandas()
-                     for how in ("skip", "neutral"))
+    skip, neutral = (read(root / "CK+", ckplus=CkPlusConfig(unlabelled=how))[0] for how in ("skip", "neutral"))
     more = neutral[~neutral.image.isin(skip.image)]
     assert len(more) and set(more.expression) == {"neutral"}
 
 
-def test_ckplus_damaged_label_names_the_file(root, tmp_path):
-    (tmp_path / "cohn-kanade-images/S005/001").mkdir(parents=True)
-    (tmp_path / "cohn-kanade-images/S005/001/S005_001_00000001.png").touch()
+def test_ckplus_nested_with_colour_and_junk_and_a_label_without_sequence(tmp_path):
+    images = tmp_path / "extended-cohn-kanade-images/cohn-kanade-images"
+    for subject, sequence, length in (("S005", "001", 11), ("S999", "002", 6), ("S895", "001", 71)):
+        for frame in range(1, length + 1):
+            put(images / subject / sequence / f"{subject}_{sequence}_{frame:08}.png")
+        (images / subject / sequence / ".DS_Store").touch()
+        put(images / subject / sequence / f"._{subject}_{sequence}_00000001.png")
+    labels = tmp_path / "Emotion_labels/Emotion"
+    for place, text in (("S005/001/S005_001_00000011", "   3.0000000e+00\n"), ("S777/001/S777_001_00000009", " 1.0 ")):
+        (labels / place).parent.mkdir(parents=True)
+        (labels / f"{place}_emotion.txt").write_text(text)
+    (labels / "S999/002").mkdir(parents=True)
+    rows, rejected = read(tmp_path)
+    assert len(rows) + len(rejected) == 11 + 6 + 71 + 1
+    assert set(rows.expression) == {"neutral", "disgust"} and set(rows.sequence) == {"ckplus:S005/001"}
+    assert reasons(rejected)["sequence without label"] == 77 and reasons(rejected)["label without its sequence"] == 1
+
+
+@pytest.mark.parametrize("text", ["   nine\n", "8.0", "", "nan", "1e999"])
+def test_ckplus_damaged_label_names_the_file(tmp_path, text):
+    put(tmp_path / "cohn-kanade-images/S005/001/S005_001_00000001.png")
     (tmp_path / "Emotion/S005/001").mkdir(parents=True)
-    (tmp_path / "Emotion/S005/001/S005_001_00000001_emotion.txt").write_text("   nine\n")
-    with pytest.raises(DataError, match="emotion.txt: 'nine'"):
-        ckplus.read(tmp_path, CkPlusConfig())
+    (tmp_path / "Emotion/S005/001/S005_001_00000001_emotion.txt").write_text(text)
+    with pytest.raises(DataError, match="emotion.txt: .* number from 0 to 7"):
+        read(tmp_path)
+
+
+@given(st.floats(0, 100), st.floats(0, 100), st.integers(1, 71))
+def test_every_frame_is_selected_or_has_a_reason(one, other, count):
+    from fer_ray.datasets import ckplus
+
+    options = CkPlusConfig(neutral_below=min(one, other), expression_above=max(one, other))
+    for label in ("fear", None):
+        for number in range(count):
+            expression, reason = ckplus._select(label, number, count, options)
+            assert (expression is None) != (reason is None)
+            assert expression in ("fear", "neutral", None)
+
+
+def test_ck48_keeps_subject_and_sequence_and_shares_people_with_ckplus(tmp_path):
+    put(tmp_path / "CK+48/anger/S010_004_00000017.png", 48)
+    put(tmp_path / "CK+48/happy/S010_006_00000014.png", 48)
+    (tmp_path / "CK+48/happy/notes.txt").touch()
+    rows, rejected = read(tmp_path)
+    assert list(rows.subject) == ["ckplus:S010"] * 2 and rows.sequence[0] == "ckplus:S010/004" and rows.cropped.all()
+    assert set(rows.expression) == {"anger", "happiness"} and list(rows.frame) == [17, 14]
+    assert reasons(rejected) == {"no CK+ frame name": 1}
+
+
+def test_ckextended_cannot_be_split_by_subject(tmp_path):
+    (tmp_path / "ckextended.csv").write_text(f"emotion,pixels,Usage\n7,{GREY},Training\n6,{GREY},PrivateTest\n")
+    with pytest.raises(DataError, match="cannot be split by subject.*CK"):
+        read(tmp_path)
+    rows, _ = read(tmp_path, by="official")
+    assert set(rows.expression) == {"contempt", "neutral"} and set(rows.official) == {"train", "test"}
+
+
+# --- JAFFE ---------------------------------------------------------------------------------------------
 
 
 def test_jaffe_reads_names(root):
-    rows = jaffe.read(root / "jaffe").rows.to_pandas()
+    rows, _ = read(root / "jaffe")
     assert rows.subject.nunique() == 3
     assert collections.Counter(rows.expression) == dict.fromkeys(sample.JAFFE_CODES, 6)
 
 
+def test_jaffe_nested_with_double_extensions_and_text_beside(tmp_path):
+    place = tmp_path / "jaffedbase/jaffe"
+    for name in ("KA.AN1.39.tiff", "KM.SU3.16.jpg", "ka.ne2.27.png", "._KA.AN1.39.tiff"):
+        put(place / name)
+    (place / "UY.HA2.138.tiff.bmp").write_bytes(put(place / "x.bmp").read_bytes())
+    put(tmp_path / "copy/KA.AN1.39.png")
+    (place / "README_FIRST.txt").touch()
+    rows, rejected = read(tmp_path)
+    assert sorted(rows.subject) == ["jaffe:KA", "jaffe:KA", "jaffe:KM", "jaffe:UY"]
+    assert reasons(rejected) == {"the same image as KA.AN1.39.png": 1}
+
+
+# --- FER2013, FER+, RAF-DB, AffectNet ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", ["emotion,pixels,Usage", "emotion, Usage, pixels"])
+def test_fer2013_names_file_and_row_and_its_pixels_are_read(tmp_path, header):
+    swap = header.endswith("pixels")
+    lines = [(0, GREY, "Training"), (3, GREY, "PublicTest"), (6, GREY, "PrivateTest"), (2, "1 2 x", "Training"),
+             (2, " ".join(["300"] * 2304), "Training"), (2, "1 2 3", "Training")]
+    text = "\r\n".join([header, *(f"{e},{u},{p}" if swap else f"{e},{p},{u}" for e, p, u in lines)])
+    (tmp_path / "icml_face_data.csv").write_text(text)
+    rows, _ = read(tmp_path)
+    assert list(rows.expression) == ["anger", "happiness", "neutral", "fear", "fear", "fear"]
+    assert list(rows.official)[:3] == ["train", "val", "test"] and rows.cropped.all() and rows.subject.isna().all()
+    assert "icml_face_data.csv#row=000000002,bytes=" in rows.image[0]
+    assert (pixels.load(rows.image[1]).ravel() == np.arange(48 * 48) % 256).all()
+    for number, why in ((3, "not whole numbers"), (4, "right is 0 to 255"), (5, "no square image")):
+        with pytest.raises(ValueError, match=why):
+            pixels.load(rows.image[number])
+
+
+def test_fer2013_wrong_code_names_the_row(tmp_path):
+    (tmp_path / "fer2013.csv").write_text(f"emotion,pixels,Usage\n0,{GREY},Training\n9,{GREY},Training\n")
+    with pytest.raises(DataError, match="fer2013.csv row 3: emotion '9'; right is 0 to 6"):
+        read(tmp_path)
+
+
+def test_ferplus_votes(tmp_path):
+    (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n" + f"0,{GREY},Training\n" * 6)
+    votes = ["fer1.png,8,0,0,1,1,0,0,0,0,0", ",0,0,0,0,0,0,0,0,0,10", "fer3.png,5,0,0,5,0,0,0,0,0,0",
+             "fer4.png,0,0,0,0,0,0,0,0,9,1", "fer5.png,0,0,0,3,2,2,0,2,1,0", "fer6.png,0,0,0,0,0,0,0,10,0,0"]
+    head = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n"
+    file = tmp_path / "fer2013new.csv"
+    file.write_text(head + "".join(f"Training,{v}\n" for v in votes))
+    rows, rejected = read(tmp_path)
+    assert list(rows.expression) == ["neutral", "contempt"]
+    assert set(reasons(rejected)) == {"FER+ removed the image", "FER+: tie between neutral and sadness",
+                                      "FER+: the annotators do not know", "FER+: less than 50% of the votes agree"}
+    rows, _ = read(tmp_path, fer2013=Fer2013Config(min_agreement=0))
+    assert list(rows.expression) == ["neutral", "sadness", "contempt"]
+    rows, _ = read(tmp_path, fer2013=Fer2013Config(labels="fer2013"))
+    assert list(rows.expression) == ["anger"] * 6
+    file.write_text(head + f"Training,{votes[0]}\n")
+    with pytest.raises(DataError, match="1 rows, but .* has 6"):
+        read(tmp_path)
+
+
+def test_rafdb_list_and_numbered_folders(tmp_path):
+    label = tmp_path / "a/EmoLabel/list_patition_label.txt"
+    label.parent.mkdir(parents=True)
+    label.write_text("train_00001.jpg 5\ntest_0002.jpg 7\ntrain_00003.jpg 1\n")
+    put(tmp_path / "a/Image/aligned/train_00001_aligned.jpg")
+    put(tmp_path / "a/Image/original/test_0002.jpg")
+    rows, rejected = read(tmp_path / "a")
+    assert sorted(zip(rows.expression, rows.official, rows.cropped, strict=True)) == [
+        ("neutral", "test", False), ("sadness", "train", True)]
+    assert reasons(rejected) == {"file not found": 1}
+    put(tmp_path / "b/DATASET/train/4/train_00002_aligned.jpg")
+    put(tmp_path / "b/DATASET/test/6/test_0001_aligned.jpg")
+    rows, _ = read(tmp_path / "b")
+    assert sorted(zip(rows.expression, rows.official, strict=True)) == [("anger", "test"), ("happiness", "train")]
+    label.write_text("train_00001.jpg 9\n")
+    with pytest.raises(DataError, match="line 1: 'train_00001.jpg 9'.*1 to 7"):
+        read(tmp_path / "a")
+
+
+def test_affectnet_lists_with_boxes(tmp_path):
+    put(tmp_path / "Manually_Annotated_Images/103/a.jpg", 300)
+    lists = tmp_path / "Manually_Annotated_file_lists"
+    lists.mkdir()
+    head = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal\n"
+    (lists / "training.csv").write_text(head + '103/a.jpg,10,20,100,101,"1;2",7,0,0\n103/b.jpg,0,0,9,9,1,9,-2,-2\n')
+    (lists / "validation.csv").write_text(head + "103/c.jpg,0,0,9,9,1,1,0,0\n")
+    rows, rejected = read(tmp_path)
+    assert rows.expression[0] == "contempt" and list(rows.face[0]) == [10, 20, 100, 101] and rows.official[0] == "train"
+    assert reasons(rejected) == {"file not found": 2} and set(rejected.image.str[-5:]) == {"b.jpg", "c.jpg"}
+
+
+def test_affectnet_annotations(tmp_path):
+    for folder, name, code in (("train_set", "0", "6"), ("train_set", "1", "8"), ("val_set", "5", "0")):
+        put(tmp_path / folder / "images" / f"{name}.jpg")
+        (tmp_path / folder / "annotations").mkdir(exist_ok=True)
+        np.save(tmp_path / folder / "annotations" / f"{name}_exp.npy", np.array(code))
+    put(tmp_path / "val_set/images/77.jpg")
+    rows, rejected = read(tmp_path)
+    assert sorted(zip(rows.expression, rows.official, strict=True)) == [("anger", "train"), ("neutral", "val")]
+    assert reasons(rejected) == {"none of the eight expressions": 1, "image without annotation": 1}
+
+
+# --- folders and tables --------------------------------------------------------------------------------
+
+
+def test_folder_of_classes_in_any_spelling(tmp_path):
+    for name in ("Happy/ann_1.jpg", "0_Angry/bob_2.PNG", "SU/ann_3.jpeg", "neutral/sub/cat_1.webp", "uncertain/d.jpg"):
+        put(tmp_path / name)
+    (tmp_path / "Happy/Thumbs.db").touch()
+    (tmp_path / "Happy/list.txt").touch()
+    (tmp_path / "__MACOSX/Happy").mkdir(parents=True)
+    rows, rejected = read(tmp_path, folder=FolderConfig(subject_pattern=r"([a-z]+)_\d"))
+    assert sorted(rows.expression) == ["anger", "happiness", "neutral", "surprise"]
+    assert set(rows.subject) == {"folder:ann", "folder:bob", "folder:cat"}
+    assert reasons(rejected) == {"not an image by its name": 1, "no expression: uncertain": 1}
+
+
+def test_folder_with_official_splits_and_own_names(tmp_path):
+    for name in ("train/freude/a.jpg", "Validation/wut/b.jpg", "test/freude/c.jpg"):
+        put(tmp_path / name)
+    rows, _ = read(tmp_path, kind="folder", names={"freude": "happiness", "wut": "anger"})
+    assert sorted(zip(rows.official, rows.expression, strict=True)) == [
+        ("test", "happiness"), ("train", "happiness"), ("val", "anger")]
+    with pytest.raises(DataError, match="Validation/wut: unknown expression 'wut'"):
+        read(tmp_path, kind="folder")
+    put(tmp_path / "numbers/3/a.jpg")
+    with pytest.raises(DataError, match="number means another expression in every data set.*data.names"):
+        read(tmp_path / "numbers", kind="folder")
+
+
+def write_table(folder, text, names=("a_1.jpg", "b_1.jpg")):
+    for name in names:
+        put(folder / "images" / name)
+    (folder / "t.csv").write_text(text)
+    return folder
+
+
 def test_table_keeps_each_image_once_and_rejects_contradictions(tmp_path):
-    write_table(tmp_path, "image,expression\na_1.jpg,Happy\na_1.jpg,HAPPINESS\nb_1.jpg,fear\nb_1.jpg,sad\n"
-                          "gone.jpg,fear\n../t.csv,fear\n")
-    found = table.read(tmp_path, TableConfig(subject_pattern=r"^(\w+)_\d"))
-    assert found.rows.to_pylist()[0] | {"image": ""} == {
-        "image": "", "expression": "happiness", "subject": "table:a", "sequence": None, "frame": None,
-        "position": None, "dataset": "table"}
-    assert collections.Counter(found.rejected.column("reason").to_pylist()) == {
-        "listed twice": 1, "conflicting labels: fear, sadness": 2, "file not found": 1,
-        "path leaves the image folder": 1}
+    write_table(tmp_path / "set", "image,expression\na_1.jpg,Happy\na_1.jpg,HAPPINESS\nb_1.jpg,fear\nb_1.jpg,sad\n"
+                                  "gone.jpg,fear\n../../secret.png,fear\n/etc/hostname,fear\nlink.jpg,fear\n")
+    put(tmp_path / "secret.png")
+    os.symlink(tmp_path / "secret.png", tmp_path / "set/images/link.jpg")
+    rows, rejected = read(tmp_path / "set", table=TableConfig(subject_pattern=r"^(\w+)_\d"))
+    assert len(rows) == 1
+    assert (rows.expression[0], rows.subject[0], rows.dataset[0]) == ("happiness", "table:a", "table")
+    assert reasons(rejected) == {"listed twice": 1, "conflicting labels: fear, sadness": 2, "file not found": 1,
+                                 "path leaves the data set's folder": 3}
 
 
 def test_table_errors_name_file_row_and_value(tmp_path):
     write_table(tmp_path, "image,expression\na_1.jpg,happy\nb_1.jpg,hapy\n")
     with pytest.raises(DataError, match=r"t.csv row 3: unknown expression 'hapy'.*known: anger"):
-        table.read(tmp_path, TableConfig())
+        read(tmp_path, kind="table")
     with pytest.raises(DataError, match="no column 'emotion'; its columns are image, expression"):
-        table.read(tmp_path, TableConfig(expression_column="emotion"))
+        read(tmp_path, kind="table", table=TableConfig(expression_column="emotion"))
+    with pytest.raises(DataError, match="needs exactly one group, it has 0"):
+        read(tmp_path, kind="table", table=TableConfig(subject_pattern="x"))
+    (tmp_path / "t.csv").write_text("image,expression\na_1.jpg\n")
+    with pytest.raises(DataError, match="row 2: 1 values, the header has 2"):
+        read(tmp_path, kind="table")
+
+
+def test_table_with_quotes_codes_splits_and_commas_in_names(tmp_path):
+    text = '"image","e","who","part"\n"a,1.jpg","0","Ann","train"\n"b\n1.jpg","1","BOB","test"\n'
+    write_table(tmp_path, text, ("a,1.jpg", "b\n1.jpg"))
+    options = TableConfig(expression_column="e", subject_column="who", split_column="part")
+    rows, _ = read(tmp_path, kind="table", table=options, names={"0": "fear", "1": "anger"})
+    assert sorted(zip(rows.expression, rows.subject, rows.official, strict=True)) == [
+        ("anger", "table:bob", "test"), ("fear", "table:ann", "train")]
+
+
+def test_table_with_pixels_in_its_rows(tmp_path):
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv/t.csv").write_text(f'expression,"p"\nfear,"{GREY}"\nanger,{GREY}\n')
+    rows, _ = read(tmp_path / "csv", table=TableConfig(pixels_column="p"))
+    assert all(pixels.load(i).shape == (48, 48) for i in rows.image) and list(rows.expression) == ["fear", "anger"]
+    (tmp_path / "pq").mkdir()
+    encoded = [cv2.imencode(".png", np.full((20, 20), v, np.uint8))[1].tobytes() for v in range(5)]
+    for column in (encoded, [{"bytes": e, "path": None} for e in encoded]):
+        table = pa.table({"image": column, "expression": ["sad"] * 5})
+        pq.write_table(table, tmp_path / "pq/t.parquet", row_group_size=2)
+        pixels._row_group.cache_clear()
+        rows, _ = read(tmp_path / "pq", kind="table", table=TableConfig(pixels_column="image"))
+        assert [int(pixels.load(i)[0, 0]) for i in rows.image] == [0, 1, 2, 3, 4]
+
+
+# --- all together --------------------------------------------------------------------------------------
+
+
+def test_every_layout_is_recognised_and_said(root, tmp_path, capsys):
+    rows, _ = read(root)
+    assert set(rows.dataset) == {"ckplus", "jaffe"}
+    said = capsys.readouterr().out
+    assert f"recognised ckplus in {root}: cohn-kanade-images/ and Emotion/" in said and "recognised jaffe" in said
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no layout that is known.*cohn-kanade-images.*data.kind"):
+        read(tmp_path / "empty")
 
 
 def test_sources_are_joined_and_missing_folders_named(root, tmp_path):
@@ -83,9 +343,23 @@ def test_sources_are_joined_and_missing_folders_named(root, tmp_path):
     rows = datasets.read_manifest(DataConfig(root=str(root), sources=both)).rows
     assert set(rows.column("dataset").to_pylist()) == {"ckplus", "jaffe"}
     with pytest.raises(DataError, match="nowhere is not a folder"):
-        datasets.read_manifest(DataConfig(kind="jaffe", root=str(tmp_path / "nowhere")))
+        read(tmp_path / "nowhere", kind="jaffe")
     with pytest.raises(DataError, match="is not set"):
         datasets.read_manifest(DataConfig(root="$FER_RAY_NO_SUCH_VARIABLE"))
+    with pytest.raises(DataError, match="jaffe stands there twice; give each source a name"):
+        datasets.read_manifest(DataConfig(root=str(root), sources=[both[1], both[1]]))
+
+
+def test_names_in_any_encoding_are_read(tmp_path):
+    (tmp_path / "happy").mkdir()
+    content = put(tmp_path / "x.png").read_bytes()
+    names = [b"caf\xe9.png", "表情#row=1.png".encode(), b"a b%20?.png", b"line\nbreak.png", b"-rf $(x).png"]
+    for name in names:
+        with open(os.path.join(os.fsencode(tmp_path / "happy"), name), "wb") as stream:
+            stream.write(content)
+    (tmp_path / "x.png").unlink()
+    rows, _ = read(tmp_path)
+    assert len(rows) == len(names) and all(pixels.load(i).shape == (40, 40) for i in rows.image)
 
 
 def test_sample_is_deterministic_and_never_overwrites_other_files(root, tmp_path):
@@ -100,13 +374,32 @@ def test_sample_is_deterministic_and_never_overwrites_other_files(root, tmp_path
 
 
 def test_haar_finds_exactly_one_face_in_the_sample(root):
-    finder, images = FaceFinder(), [*root.rglob("*.tiff"), *sorted(root.rglob("*.png"))[::3]]
-    pixels = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in images]
-    one = [len(finder.cascade.detectMultiScale(p, 1.1, 5)) == 1 for p in pixels]
+    finder, images = faces.finder(FacesConfig()), [*root.rglob("*.tiff"), *sorted(root.rglob("*.png"))[::3]]
+    pictures = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in images]
+    one = [len(finder.cascade.detectMultiScale(p, 1.1, 5)) == 1 for p in pictures]
     assert np.mean(one) >= 0.95
-    assert np.mean([finder.find(p) is not None for p in pixels]) >= 0.99
+    assert np.mean([finder.find(p) is not None for p in pictures]) >= 0.99
 
 
-@pytest.mark.parametrize(("name", "expected"), [(" Happy", "happiness"), ("ANGER", "anger"), ("sad", "sadness")])
+@pytest.mark.parametrize(("name", "expected"), [(" Happy", "happiness"), ("ANGER", "anger"), ("sad", "sadness"),
+                                                ("3-Fear", "fear"), ("DI", "disgust"), ("AF", "fear")])
 def test_spellings(name, expected):
     assert canonical_expression(name, "here") == expected
+
+
+@given(st.text(max_size=12))
+def test_a_name_is_an_expression_or_an_error(name):
+    try:
+        assert canonical_expression(name, "here") in EXPRESSIONS
+    except DataError as error:
+        assert repr(name) in str(error)
+
+
+@given(st.lists(st.sampled_from(EXPRESSIONS), min_size=1, max_size=20), st.randoms())
+def test_the_order_of_rows_never_matters(tmp_path_factory, expressions, random):
+    from fer_ray.manifest import build
+
+    rows = [{"image": f"{i:03}.png", "expression": e, "subject": str(i % 3)} for i, e in enumerate(expressions)]
+    shuffled = random.sample(rows, len(rows))
+    assert build(rows, [], "d", "p").rows.equals(build(shuffled, [], "d", "p").rows)
+    assert pd.Series(build(rows, [], "d", "p").rows.column("subject").to_pylist()).str.startswith("p:").all()

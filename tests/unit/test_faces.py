@@ -1,12 +1,14 @@
 import io
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fer_ray import faces
+from fer_ray import faces, pixels
+from fer_ray.config import FacesConfig
 from fer_ray.datasets.sample import render_face
 
 
@@ -24,17 +26,49 @@ def test_grown_box_is_a_square_about_the_face(box, enlarge):
     assert abs((x + side / 2) - (box[0] + box[2] / 2)) <= 1 and abs((y + side / 2) - (box[1] + box[3] / 2)) <= 1
 
 
-@given(st.integers(10, 90), st.integers(10, 90), st.integers(0, 80), st.integers(0, 80), st.integers(5, 90))
-def test_crop_is_always_square(height, width, x, y, side):
+@given(st.integers(10, 300), st.integers(10, 300), st.floats(0, 1), st.data())
+def test_square_contains_the_face_and_stays_inside_where_it_fits(width, height, enlarge, data):
+    w, h = data.draw(st.integers(4, width)), data.draw(st.integers(4, height))
+    face = (data.draw(st.integers(0, width - w)), data.draw(st.integers(0, height - h)), w, h)
+    x, y, side = faces.shift_inside(faces.grow_box(face, enlarge), width, height)
+    for start, face_start, face_side, length in ((x, face[0], w, width), (y, face[1], h, height)):
+        assert start <= face_start + 1 and start + side >= face_start + face_side - 1
+        assert (start >= 0 and start + side <= length) or side > length
     image = np.zeros((height, width, 3), np.uint8)
-    assert faces.FaceFinder(size=64).crop(image, (x, y, side, side)).shape == (64, 64, 3)
+    assert faces.cut(image, face, enlarge, size=64).shape == (64, 64, 3)
 
 
-def test_found_box_is_mapped_back_from_the_reduced_copy():
-    face = render_face(np.random.default_rng(1), "neutral", 0, np.random.default_rng(2), (640, 490), 118)
-    full, reduced = faces.FaceFinder(detect_side=640).find(face), faces.FaceFinder(detect_side=320).find(face)
-    assert np.allclose(full, reduced, atol=20)
-    assert faces.FaceFinder().find(np.full((200, 200), 128, np.uint8)) is None
+def test_a_whole_image_is_padded_to_a_square_and_not_cut():
+    image = np.zeros((100, 60), np.uint8)
+    image[0], image[-1], image[:, 0], image[:, -1] = 10, 20, 30, 40
+    crop = faces.cut(image, (0, 0, 60, 100), 0.0, size=100)
+    assert crop[50, 20] == 30 and crop[50, 79] == 40 and (crop[50, :20] == 30).all() and (crop[50, 80:] == 40).all()
+
+
+def test_coarse_to_fine_finds_what_the_full_search_finds():
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        face = render_face(rng, "neutral", 0, np.random.default_rng(2), (640, 490), 118 + 8 * seed)
+        finder = faces.finder(FacesConfig())
+        found = finder.find(face)
+        full = max(finder.cascade.detectMultiScale(faces.to_gray(face), 1.1, 5).tolist(), key=lambda b: b[2])
+        assert np.allclose(found, full, atol=0.05 * full[2])
+        reduced = faces.finder(FacesConfig(detect_side=320)).find(face)
+        assert np.allclose(found, reduced, atol=0.1 * full[2])
+    assert finder.find(np.full((200, 200), 128, np.uint8)) is None
+
+
+def test_a_face_too_small_for_the_coarse_copy_is_found():
+    scene = np.full((600, 600), 90, np.uint8)
+    face = render_face(np.random.default_rng(1), "neutral", 0, np.random.default_rng(2), (300, 300), 100)
+    scene[400:520, 40:160] = cv2.resize(faces.to_gray(face), (120, 120), interpolation=cv2.INTER_AREA)
+    x, y, w, h = faces.finder(FacesConfig()).find(scene)
+    assert 30 <= x and x + w <= 170 and 390 <= y and y + h <= 530
+
+
+def test_yunet_without_its_model_names_the_file():
+    with pytest.raises(faces.DetectorError, match="nowhere.onnx.*opencv_zoo"):
+        faces.finder(FacesConfig(detector="yunet", model="nowhere.onnx"))
 
 
 @pytest.mark.parametrize(("content", "reason"), [
@@ -43,18 +77,18 @@ def test_found_box_is_mapped_back_from_the_reduced_copy():
     (encode(Image.new("L", (1, 1))), "too small"), (encode(Image.new("1", (20000, 20000))), "too large")])
 def test_unusable_bytes_say_why(content, reason):
     with pytest.raises(ValueError, match=reason):
-        faces.decode(content)
+        pixels.decode(content)
 
 
 @pytest.mark.parametrize(("mode", "form", "shape"), [
     ("L", "PNG", (30, 40)), ("RGB", "JPEG", (30, 40, 3)), ("CMYK", "JPEG", (30, 40, 3)), ("P", "GIF", (30, 40, 3)),
     ("RGBA", "PNG", (30, 40, 3)), ("I;16", "PNG", (30, 40)), ("1", "PNG", (30, 40)), ("LA", "PNG", (30, 40))])
 def test_every_mode_becomes_grey_or_rgb(mode, form, shape):
-    pixels = faces.decode(encode(Image.new(mode, (40, 30)), form))
-    assert pixels.shape == shape and pixels.dtype == np.uint8
+    found = pixels.decode(encode(Image.new(mode, (40, 30)), form))
+    assert found.shape == shape and found.dtype == np.uint8
 
 
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert faces.decode(encode(Image.new("RGB", (40, 30)), "JPEG", exif=exif)).shape == (40, 30, 3)
+    assert pixels.decode(encode(Image.new("RGB", (40, 30)), "JPEG", exif=exif)).shape == (40, 30, 3)

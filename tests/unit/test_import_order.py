@@ -16,6 +16,7 @@ ORDER = {
     "config": False,
     "storage": False,
     "manifest": False,
+    "pixels": False,
     "datasets": False,
     "faces": False,
     "splits": False,
@@ -30,6 +31,7 @@ ORDER = {
     "inference": True,
     "evaluation": True,  # through inference
     "report": False,
+    "overview": True,  # through prepare
 }
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -10,9 +10,10 @@ def one_hot(guesses):
 
 def result_for(scores, split="subject", leaks=None):
     return {"name": "<b>x</b>", "created": "now", "command": "python jobs/pipeline.py", "split": split,
-            "leaks": leaks or {"subject": 0, "sequence": 0}, "leak_examples": [], "metrics": scores,
+            "leaks": leaks or {"subject": 0, "sequence": 0}, "leak_examples": [], "remarks": [], "conflicts": 0,
+            "near_duplicates": 0, "metrics": scores,
             "validation": {"balanced_accuracy": 0.5, "epoch": 1},
-            "counts": {"before": {"t": {"anger": 3}}, "after": {}},
+            "counts": {"read": {"t": {"anger": 4}}, "before": {"t": {"anger": 3}}, "after": {}},
             "rejected": {"no face found": 2}, "config": {"a": {"b": 1}}, "versions": {"ray": "2"}, "floor": None,
             "train": {"backbone": "n", "weights": "none", "lr": 1, "momentum": 0, "batch_size": 1, "epochs_run": 1},
             "checkpoint": "c", "fingerprint": "f" * 64}

@@ -1,0 +1,98 @@
+"""A prepared set to `prepare.html`: what went in, what was left out, who stands where, what leaks."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from fer_ray import pixels, prepare, report, splits, storage
+
+PAIRS, EXAMPLES, REASONS = 8, 6, 6  # how many pictures a figure shows
+MONTAGE = 8
+
+
+def write(prepared: str, name: str) -> str:
+    """Write `prepare.html` into the prepared set; its URI. Raises: manifest.DataError if the set is not complete."""
+    summary = storage.read_json(storage.join(prepared, "prepared.json"))
+    index = prepare.read_index(prepared)
+    leaks, conflicts, rejected = (read_table(prepared, t) for t in ("leaks", "conflicts", "rejected"))
+    within = _within(prepared, index)
+    pairs = {kind: [(t["example_a"], t["example_b"]) for t in table.to_dict("records")][:PAIRS]
+             for kind, table in (("leaks", _worst(leaks)), ("conflicts", conflicts), ("duplicates", within))}
+    wanted = {image for chosen in pairs.values() for pair in chosen for image in pair}
+    crops = read_crops(prepared, index[index["image"].isin(wanted)])
+    titles = index.set_index("image").apply(lambda r: f"{r['expression']}, {r['split']}", axis=1)
+    pictures = {kind: report.data_uri(report.pairs_figure([[(crops[i], titles[i]) for i in pair] for pair in chosen]))
+                if chosen else None for kind, chosen in pairs.items()}
+    pictures["crops"] = report.data_uri(report.crops_figure(montage(prepared, summary["config"]["split"]["seed"])))
+    pictures["bars"] = report.data_uri(report.bars_figure(summary["counts"]["after"]))
+    pictures["sizes"] = report.data_uri(report.sizes_figure(index))
+    examples = _rejected_examples(rejected)
+    pictures["rejected"] = report.data_uri(report.examples_figure(examples)) if examples else None
+    page = report.render_prepared(name, summary, index, leaks.head(20).to_dict("records"), pictures)
+    target = storage.join(prepared, "prepare.html")
+    storage.write_bytes(target, page.encode())
+    return target
+
+
+def read_table(prepared: str, name: str) -> pd.DataFrame:
+    """`leaks`, `conflicts` or `rejected` of a prepared set."""
+    return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(prepared, f"{name}.parquet")))).to_pandas()
+
+
+def montage(prepared: str, seed: int, per_class: int = MONTAGE) -> list[dict]:
+    """Crops of each class, different people first: dicts of `crop` (uint8 [256, 256(, 3)]), `expression`, `split`."""
+    index = prepare.read_index(prepared)
+    index["turn"] = index.groupby(["expression", "subject"], dropna=False).cumcount()
+    chosen = (index.sample(frac=1, random_state=seed).sort_values("turn", kind="stable")
+              .groupby("expression").head(per_class).sort_values(["expression", "turn"]))
+    crops = read_crops(prepared, chosen)
+    return [{"crop": crops[r["image"]], "expression": r["expression"], "split": r["split"]}
+            for r in chosen.to_dict("records")]
+
+
+def read_crops(prepared: str, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The crops of index rows by image, uint8 [256, 256(, 3)]."""
+    crops: dict[str, np.ndarray] = {}
+    for part, group in rows.groupby("part"):
+        table = prepare.read_part(prepared, int(part)).select(["row", "crop"]).to_pandas().set_index("row")["crop"]
+        crops |= {r["image"]: prepare.decode_crop(table[r["row"]]) for r in group.to_dict("records")}
+    return crops
+
+
+def _worst(leaks: pd.DataFrame) -> pd.DataFrame:
+    """Copies before people before videos: what a reader sees at once."""
+    order = {kind: i for i, kind in enumerate(("identical", "near_duplicate", "subject", "sequence"))}
+    return leaks.sort_values("kind", key=lambda k: k.map(order), kind="stable")
+
+
+def _within(prepared: str, index: pd.DataFrame) -> pd.DataFrame:
+    """A pair of each cluster of near-duplicates in one split, without the frames of one video."""
+    parts = prepare.read_metadata(prepared, int(index["part"].max()) + 1).set_index("row")
+    cluster = splits.near_duplicates(parts.loc[index["row"]])
+    rows = index.assign(cluster=cluster)
+    rows = rows[~rows.duplicated(["cluster", "sequence"]) | rows["sequence"].isna()]
+    clusters = rows[rows.duplicated("cluster", keep=False)].groupby("cluster")
+    pairs = [(g["image"].iloc[0], g["image"].iloc[1]) for _, g in clusters if g["split"].nunique() == 1]
+    return pd.DataFrame(pairs, columns=["example_a", "example_b"])
+
+
+def _rejected_examples(rejected: pd.DataFrame) -> dict[str, list[np.ndarray]]:
+    """Some pictures of the most frequent reasons, uint8 [96, 96(, 3)]; those that cannot be read are left out."""
+    found: dict[str, list[np.ndarray]] = {}
+    for reason in rejected["reason"].value_counts().index[:REASONS]:
+        shown = []
+        for image in rejected.loc[rejected["reason"] == reason, "image"].drop_duplicates().head(EXAMPLES):
+            try:
+                picture = pixels.load(image)
+            except (ValueError, OSError):
+                continue
+            scale = 96 / max(picture.shape[:2])
+            shown.append(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+        if shown:
+            found[reason] = shown
+    return found

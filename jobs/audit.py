@@ -1,0 +1,14 @@
+"""Audit a prepared set: who and what stands in more than one split, and the same picture with two labels."""
+
+import job
+
+
+def run(config):
+    """Import what is heavy only after the options are read."""
+    import stages
+
+    return stages.run_audit(config)
+
+
+if __name__ == "__main__":
+    job.main(run, __doc__)

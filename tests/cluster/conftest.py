@@ -1,0 +1,43 @@
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def ray_on(num_cpus: int):
+    """A Ray of this test's own: two at once on one host get into each other's way."""
+    sys.path.insert(0, str(REPO / "jobs"))
+    import job
+
+    os.environ["RAY_ADDRESS"] = "local"
+    try:
+        job.connect(num_cpus=num_cpus)
+        yield
+    finally:
+        import ray  # after `connect`, which sets what Ray reads when it is imported
+
+        ray.shutdown()
+        del os.environ["RAY_ADDRESS"]
+
+
+@pytest.fixture
+def run_job():
+    """Run a job as a user would, from another folder: nothing may depend on the working directory."""
+    def run(verb: str, *options: str, cwd: Path, **settings) -> subprocess.CompletedProcess:
+        return subprocess.run(command(verb, *options), cwd=cwd, env=environment(), capture_output=True, text=True,
+                              timeout=220, **settings)
+    return run
+
+
+def command(verb: str, *options: str) -> list[str]:
+    return [sys.executable, str(REPO / "jobs" / f"{verb}.py"), *options]
+
+
+def environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
