@@ -106,7 +106,7 @@ def main() -> None:
             print(f"loop {naive[-1]:.1f}  ours {ours[-1]:.1f}  ours on one core {alone[-1]:.1f} images/s", flush=True)
         agreement = agree(boxes, data, folder)
         small = prepare_job_seconds(data.rows.slice(0, 50), out)
-        memory = [peak_memory(data, 1, out), peak_memory(rows_of(images, options.repeat), options.repeat, out)]
+        memory = [peak_memory(data, out), peak_memory(rows_of(images, options.repeat), out)]
     ratios, efficiencies = zip(*((o / n, o / (a * os.cpu_count())) for o, n, a in zip(ours, naive, alone, strict=True)),
                                strict=True)
     result = {
@@ -144,31 +144,20 @@ def prepare_job_seconds(rows, out: str) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(data: manifest.Manifest, repeat: int, out: str) -> int:
-    """The largest resident memory (MB) of any worker process while `data` is prepared."""
-    import threading
-
-    import psutil
-
-    peak, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.5):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    if process.name().startswith("ray::"):
-                        peak[0] = max(peak[0], process.memory_info().rss)
-                except psutil.Error:
-                    continue
-
-    thread = threading.Thread(target=watch)
-    thread.start()
+def peak_memory(data: manifest.Manifest, out: str) -> int:
+    """The most resident memory (MB) that any worker process has had when `data` is prepared."""
     seconds, _ = with_ray(data, out)
-    done.set()
-    thread.join()
-    print(f"{data.rows.num_rows} images: {data.rows.num_rows / seconds:.1f} images/s, largest worker "
-          f"{peak[0] >> 20} MB", flush=True)
-    return peak[0] >> 20
+    peaks = [0]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.joinpath("cmdline").read_bytes().startswith(b"ray::"):
+                status = process.joinpath("status").read_text()
+                peaks.append(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
+        except OSError:
+            continue  # it ended
+    print(f"{data.rows.num_rows} images: {data.rows.num_rows / seconds:.1f} images/s, largest worker {max(peaks)} MB",
+          flush=True)
+    return max(peaks)
 
 
 if __name__ == "__main__":
