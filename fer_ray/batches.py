@@ -1,16 +1,24 @@
-"""Prepared set to training batches: decoded once into Ray's object store, drawn by one global permutation.
+"""Prepared set to training batches on each worker: decoded once per node, or streamed when it is too large for that.
 
-The order of samples is a function of (seed, epoch) alone, so neither failures nor the number of workers change it.
+The order of samples is a function of (seed, epoch), their pixels of (seed, epoch, row id): neither failures nor the
+number of workers change them. A source of batches has `labels`, `train_steps` and `eval_batches`.
 """
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from fer_ray import augment, prepare
 from fer_ray.manifest import EXPRESSIONS
+
+AHEAD = 3  # batches that are made while the network works
+WINDOW_PARTS = 8  # parts that a streamed epoch shuffles together
 
 
 @dataclass
@@ -23,15 +31,13 @@ class Crops:
     rows: np.ndarray
 
 
-def load_refs(uri: str, split: str) -> list:
-    """Decode the crops of one split on the workers; object references to one `Crops` per file.
+def load_refs(uri: str, index: pd.DataFrame) -> list:
+    """Decode the crops of these index rows on the workers; object references to one `Crops` per file.
 
     Shared memory: each node holds one copy, whatever the number of workers on it.
     """
     import ray
 
-    index = prepare.read_index(uri)
-    index = index[index["split"] == split]
     load = ray.remote(_load_part)
     return [load.remote(uri, int(part), rows["row"].to_numpy(), rows["expression"].tolist())
             for part, rows in index.groupby("part")]
@@ -58,18 +64,162 @@ def _load_part(uri: str, part: int, rows: np.ndarray, expressions: list[str]) ->
     return Crops(images, np.array([EXPRESSIONS.index(e) for e in expressions]), rows.copy())
 
 
-def epoch_steps(num_images: int, batch_size: int, seed: int, epoch: int, rank: int, world: int) -> list[np.ndarray]:
-    """Positions this rank trains on, one array a step.
+def decoded_gb(index: pd.DataFrame) -> float:
+    """GiB that the crops of these index rows take when decoded."""
+    return float((index["channels"].astype(int) * prepare.faces.CROP_SIDE**2).sum() / 2**30)
 
-    One permutation of all images is cut into global batches; rank r takes every world-th position of each. The last
-    incomplete batch is left out (its gradient would weigh its images more); which images that hits changes each epoch.
+
+def epoch_order(labels: np.ndarray, seed: int, epoch: int, sampling: str = "natural") -> np.ndarray:
+    """Positions of all images of an epoch, int64 [N]: a permutation, or N draws with equally frequent classes."""
+    rng = np.random.default_rng((seed, epoch))
+    if sampling == "natural":
+        return rng.permutation(len(labels))
+    counts = np.bincount(labels)
+    weights = 1.0 / counts[labels]
+    return rng.choice(len(labels), len(labels), p=weights / weights.sum())
+
+
+def window_order(parts: np.ndarray, seed: int, epoch: int) -> list[np.ndarray]:
+    """Positions of an epoch in windows that each need few parts of the set: shuffled parts, shuffled within a window.
+
+    Args: parts: int [N], the part of each image, in the order of rows.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(num_images)
-    batch_size = min(batch_size, num_images)
-    steps = num_images // batch_size
+    rng = np.random.default_rng((seed, epoch))
+    shuffled = rng.permutation(np.unique(parts))
+    windows = [shuffled[i : i + WINDOW_PARTS] for i in range(0, len(shuffled), WINDOW_PARTS)]
+    return [rng.permutation(np.flatnonzero(np.isin(parts, window))) for window in windows]
+
+
+def steps_of(order: np.ndarray, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+    """What a rank takes of each global batch, one array a step: every world-th one of it.
+
+    The last incomplete batch is left out (its gradient would weigh its images more); which images that hits changes
+    each epoch.
+    """
+    batch_size = min(batch_size, len(order))
+    steps = len(order) // batch_size
     return [order[s * batch_size + rank : (s + 1) * batch_size : world] for s in range(steps)]
 
 
-def train_batch(crops: Crops, positions: np.ndarray, seed: int, epoch: int) -> list[np.ndarray]:
-    """Augmented uint8 [224, 224, 3] images of one step."""
-    return [augment.train_transform(crops.images[i], seed, epoch, int(crops.rows[i])) for i in positions]
+class Cached:
+    """A split in memory. Batches are made by threads while the network works."""
+
+    def __init__(self, crops: Crops, seed: int, rank: int, world: int, threads: int = 1):
+        self.crops, self.labels = crops, crops.labels
+        self.seed, self.rank, self.world, self.threads = seed, rank, world, threads
+
+    def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
+        """(uint8 [n, 224, 224, 3], int64 [n]) of this rank for each step from `first` on, augmented."""
+        steps = steps_of(epoch_order(self.labels, self.seed, epoch, sampling), batch_size, self.rank, self.world)
+
+        def make(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            pictures = [augment.train_transform(self.crops.images[i], self.seed, epoch, int(self.crops.rows[i]))
+                        for i in positions]
+            return np.stack(pictures), self.labels[positions]
+
+        return ahead(make, steps[first:], self.threads)
+
+    def eval_batches(self, batch_size: int) -> Iterator[tuple]:
+        """The same for the centre crops of this rank's share: each image once, on one rank."""
+        mine = np.arange(self.rank, len(self.labels), self.world)
+
+        def make(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return np.stack([augment.eval_transform(self.crops.images[i]) for i in positions]), self.labels[positions]
+
+        return ahead(make, [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)], self.threads)
+
+
+class Streamed:
+    """A split that is read and decoded anew in every epoch, by Ray Data tasks wherever CPUs are free."""
+
+    def __init__(self, uri: str, index: pd.DataFrame, seed: int, rank: int, world: int):
+        rows = index.sort_values("row")
+        self.uri, self.seed, self.rank, self.world = uri, seed, rank, world
+        self.rows, self.parts = rows["row"].to_numpy(), rows["part"].to_numpy()
+        self.labels = labels_of(rows)
+
+    def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
+        """As `Cached.train_steps`; the order is that of `window_order`, `sampling` is natural."""
+        windows = window_order(self.parts, self.seed, epoch)
+        steps = steps_of(np.concatenate(windows), batch_size, self.rank, self.world)
+        yield from self._stream(windows, steps[first:], epoch)
+
+    def eval_batches(self, batch_size: int) -> Iterator[tuple]:
+        """As `Cached.eval_batches`."""
+        mine = np.arange(self.rank, len(self.labels), self.world)
+        windows = np.array_split(np.arange(len(self.labels)), max(1, len(np.unique(self.parts)) // WINDOW_PARTS))
+        yield from self._stream(windows, [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)], None)
+
+    def _stream(self, windows: list[np.ndarray], steps: list[np.ndarray], epoch: int | None) -> Iterator[tuple]:
+        import ray.data
+
+        if not steps:
+            return
+        wanted = np.zeros(len(self.labels), bool)
+        wanted[np.concatenate(steps)] = True
+        items = [{"rows": self.rows[chosen], "parts": self.parts[chosen]}
+                 for w in windows if len(chosen := w[wanted[w]])]
+        data = ray.data.from_items(items, override_num_blocks=len(items))
+        data.context.execution_options.preserve_order = True
+        made = data.map_batches(_load_window, batch_size=1,
+                                fn_kwargs={"uri": self.uri, "seed": self.seed, "epoch": epoch})
+        pending: list[np.ndarray] = []
+        arriving = (block["picture"] for block in made.iter_batches(batch_size=None, prefetch_batches=2))
+        for positions in steps:
+            while sum(map(len, pending)) < len(positions):
+                pending.append(next(arriving))
+            joined = np.concatenate(pending) if len(pending) > 1 else pending[0]
+            pending = [joined[len(positions) :]]
+            yield joined[: len(positions)], self.labels[positions]
+
+
+class Features:
+    """Features of a frozen network, computed once; batches are rows of them."""
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray, seed: int, rank: int, world: int):
+        self.features, self.labels = features, labels
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
+        """(float32 [n, D], int64 [n]) of this rank for each step from `first` on."""
+        order = epoch_order(self.labels, self.seed, epoch, sampling)
+        for positions in steps_of(order, batch_size, self.rank, self.world)[first:]:
+            yield self.features[positions], self.labels[positions]
+
+    def eval_batches(self, batch_size: int) -> Iterator[tuple]:
+        """This rank's share, each row once."""
+        mine = np.arange(self.rank, len(self.labels), self.world)
+        for i in range(0, len(mine), batch_size):
+            yield self.features[mine[i : i + batch_size]], self.labels[mine[i : i + batch_size]]
+
+
+def ahead(make: Callable, items: list, threads: int) -> Iterator:
+    """`make(item)` for each item in order, made by `threads` threads, a few items ahead of their use."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: collections.deque = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > AHEAD + threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def labels_of(index: pd.DataFrame) -> np.ndarray:
+    """int64 [N] class numbers of index rows."""
+    return index["expression"].map({e: i for i, e in enumerate(EXPRESSIONS)}).to_numpy()
+
+
+def _load_window(batch: dict, uri: str, seed: int, epoch: int | None) -> dict:
+    """Decode and transform the rows of a window, in their order; for training if there is an `epoch`."""
+    pictures = []
+    for rows, parts in zip(batch["rows"], batch["parts"], strict=True):
+        encoded = {}
+        for part in np.unique(parts):
+            table = prepare.read_part(uri, int(part)).select(["row", "crop"]).to_pydict()
+            encoded |= dict(zip(table["row"], table["crop"], strict=True))
+        for row in rows:
+            crop = prepare.decode_crop(encoded[int(row)])
+            pictures.append(augment.eval_transform(crop) if epoch is None
+                            else augment.train_transform(crop, seed, epoch, int(row)))
+    return {"picture": np.stack(pictures)}

@@ -24,14 +24,20 @@ class CheckpointError(RuntimeError):
 
 
 def save(folder: str, backbone: str, model: torch.nn.Module, train_state: dict, description: dict) -> None:
-    """Write a checkpoint to a local folder. `description`: metrics, history, configuration, fingerprints."""
+    """Write a checkpoint to a local folder.
+
+    `description`: `progress` (epoch, step), `at_end_of_epoch`, metrics, history, configuration, fingerprints.
+    """
     path = Path(folder)
     weights = save_safetensors({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     (path / "model.safetensors").write_bytes(weights)
-    torch.save(train_state, path / "train_state.pt")
+    sink = io.BytesIO()
+    torch.save(train_state, sink)
+    (path / "train_state.pt").write_bytes(sink.getvalue())
     content = {"backbone": backbone, "classes": list(EXPRESSIONS), "input_size": augment.CROP,
                "mean": augment.MEAN.tolist(), "std": augment.STD.tolist(),
-               "sha256": hashlib.sha256(weights).hexdigest(), **description}
+               "sha256": hashlib.sha256(weights).hexdigest(),
+               "train_state_sha256": hashlib.sha256(sink.getvalue()).hexdigest(), **description}
     (path / "model.json").write_text(json.dumps(content, indent=2))
 
 
@@ -43,51 +49,81 @@ def describe(uri: str) -> dict:
         raise CheckpointError(f"{uri}: not a checkpoint (no readable model.json)") from None
 
 
+def load_weights(uri: str) -> dict[str, torch.Tensor]:
+    """The state dict. Raises: CheckpointError if it does not verify."""
+    try:
+        weights = storage.read_bytes(storage.join(uri, "model.safetensors"))
+    except OSError as error:
+        raise CheckpointError(f"{uri}/model.safetensors: cannot be read ({error})") from None
+    if hashlib.sha256(weights).hexdigest() != describe(uri)["sha256"]:
+        raise CheckpointError(f"{uri}/model.safetensors: sha256 differs from model.json; the file is damaged")
+    return load_safetensors(weights)
+
+
 def load_model(uri: str) -> tuple[torch.nn.Module, dict]:
     """The network in evaluation mode and its description. Raises: CheckpointError if the weights do not verify."""
     description = describe(uri)
-    weights = storage.read_bytes(storage.join(uri, "model.safetensors"))
-    if hashlib.sha256(weights).hexdigest() != description["sha256"]:
-        raise CheckpointError(f"{uri}/model.safetensors: sha256 differs from model.json; the file is damaged")
     model = backbones.build(description["backbone"])
-    model.load_state_dict(load_safetensors(weights))
+    model.load_state_dict(load_weights(uri))
     return model.eval(), description
 
 
 def load_train_state(uri: str) -> dict:
-    """Optimiser and progress, without unpickling code."""
-    content = io.BytesIO(storage.read_bytes(storage.join(uri, "train_state.pt")))
-    return torch.load(content, map_location="cpu", weights_only=True)
+    """Optimiser and progress, without unpickling code. Raises: CheckpointError if the file is damaged."""
+    try:
+        content = storage.read_bytes(storage.join(uri, "train_state.pt"))
+        if hashlib.sha256(content).hexdigest() != describe(uri)["train_state_sha256"]:
+            raise ValueError("sha256 differs from model.json")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{uri}/train_state.pt: damaged ({error})") from None
 
 
 def find_best(run: str) -> str:
-    """URI of the run's complete checkpoint with the best validation balanced accuracy.
+    """URI of the run's checkpoint with the best validation balanced accuracy, among those that are whole.
 
     Raises: CheckpointError if there is none.
     """
-    best = None
-    for name in storage.list_dirs(run):
-        if not name.startswith("checkpoint_"):
-            continue
-        uri = storage.join(run, name)
-        try:
-            score = describe(uri)["metrics"]["val_balanced_accuracy"]
-        except CheckpointError:
-            continue  # half written when the run died
-        if best is None or score > best[0]:
-            best = (score, uri)
-    if best is None:
-        raise CheckpointError(f"{run}: no complete checkpoint; run jobs/train.py with the same name first")
-    return best[1]
+    scored = [(d["metrics"]["val_balanced_accuracy"], uri) for uri, d in _complete(run) if d["at_end_of_epoch"]]
+    for _, uri in sorted(scored, key=lambda s: -s[0]):
+        if _is_whole(uri):
+            return uri
+    raise CheckpointError(f"{run}: no complete checkpoint; run jobs/train.py with the same name first")
+
+
+def find_latest(run: str) -> str | None:
+    """URI of the run's most advanced checkpoint that is whole; None if there is none.
+
+    Every file is verified: a checkpoint that was damaged, or half written when the run died, is passed over.
+    """
+    by_progress = sorted(_complete(run), key=lambda c: (c[1]["progress"]["epoch"], c[1]["progress"]["step"]))
+    for uri, _ in reversed(by_progress):
+        if _is_whole(uri):
+            return uri
+    return None
 
 
 def history(run: str) -> list[dict]:
-    """Metrics of every epoch that the newest complete checkpoint of the run knows of."""
-    found: list[dict] = []
+    """Metrics of every epoch that the most advanced checkpoint of the run knows of."""
+    return max((d["history"] for _, d in _complete(run)), key=len, default=[])
+
+
+def _complete(run: str) -> list[tuple[str, dict]]:
+    found = []
     for name in storage.list_dirs(run):
         if name.startswith("checkpoint_"):
+            uri = storage.join(run, name)
             try:
-                found = max(found, describe(storage.join(run, name))["history"], key=len)
+                found.append((uri, describe(uri)))
             except CheckpointError:
-                continue
+                continue  # half written when the run died
     return found
+
+
+def _is_whole(uri: str) -> bool:
+    try:
+        load_weights(uri)
+        load_train_state(uri)
+    except CheckpointError:
+        return False
+    return True

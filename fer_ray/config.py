@@ -165,33 +165,60 @@ class TrainConfig:
     """Fine-tuning by SGD with momentum."""
 
     backbone: str = "alexnet"
-    """Network: alexnet, vgg19, resnet152, resnet50, resnet18 or efficientnet_lite0."""
+    """Network: alexnet, vgg19, resnet152, resnet50, resnet18, efficientnet_lite0, or timm:NAME (extra `timm`)."""
     weights: str = "imagenet"
-    """Initial weights: `imagenet`, `none` (random), or the path or URI of a torchvision-style state dict."""
+    """Initial weights: `imagenet`, `none` (random), the path or URI of a torchvision-style state dict, or of one of
+    our own checkpoints (its folder), whose head is kept."""
+    layers: Literal["all", "head"] = "all"
+    """What is trained: all weights, or the last layer alone on features that are computed once (no augmentation)."""
     epochs: int = 30
     """Most epochs to train."""
     batch_size: int = 32
-    """Images per step over all workers."""
+    """Images per optimiser step over all workers."""
+    micro_batches: int = 1
+    """Parts that a worker cuts its share of a batch into, one after the other (gradient accumulation): less memory."""
     lr: float = 0.001
-    """Learning rate at the start."""
+    """Learning rate, at its highest."""
+    lr_per_256: bool = False
+    """Linear scaling rule: `lr` is meant for batches of 256 images and is scaled to `batch_size`."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
     weight_decay: float = 0.0
     """L2 penalty on weights (none on biases and norms)."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate over the epochs."""
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    """Learning rate over the epochs; `step`: a tenth after every `step_epochs`; `cosine`: down to 0."""
+    step_epochs: int = 10
+    """Epochs between the steps of `schedule step`."""
+    warmup_epochs: int = 0
+    """First epochs over which the learning rate grows linearly."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0: not clipped."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
     """Weight of each class in the loss: equal, or by the inverse (square root of the) frequency."""
+    sampling: Literal["natural", "balanced"] = "natural"
+    """Images of an epoch: each once, or drawn so that all classes are equally frequent."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass; `auto`: bf16 on GPUs that have it, else fp32."""
+    compile: bool = False
+    """Compile the network (torch.compile): slow to start, faster on GPUs."""
     patience: int = 10
     """Epochs without a better validation balanced accuracy before training stops."""
     seed: int = 0
-    """Seed of new weights, order of images and augmentation."""
+    """Seed of new weights, order of images, augmentation and dropout."""
     num_workers: int = 1
     """Training processes (DDP)."""
+    min_workers: int = 0
+    """Elastic training: go on with as few workers as this when nodes are lost; 0: always `num_workers`."""
     use_gpu: bool = False
     """One GPU per worker (NCCL); otherwise CPU (gloo)."""
+    cache_gb: float = 8.0
+    """Decoded training crops that may stay in a node's memory (GiB); a larger set is streamed in every epoch."""
+    checkpoint_every_steps: int = 0
+    """Checkpoints within an epoch, every so many steps; 0: only at its end."""
     num_to_keep: int = 2
     """Checkpoints kept in storage: the best and the latest."""
     max_failures: int = 3
@@ -211,6 +238,14 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """Several backbones over the same epochs and split (jobs/compare.py)."""
+
+    backbones: list[str] = field(default_factory=lambda: ["alexnet", "vgg19", "resnet152"])
+    """Networks to compare (paper: Fig 12)."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A job of fer_ray."""
 
@@ -218,11 +253,14 @@ class Config:
     """Name of the run. The same name with the same storage resumes it."""
     storage: str = "fer_ray_output"
     """Root of all output: a folder or a URI (file://, s3://)."""
+    prepared: str = ""
+    """Name of the prepared set, to train several runs on one; empty: the run's name."""
     data: DataConfig = field(default_factory=DataConfig)
     faces: FacesConfig = field(default_factory=FacesConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
 
 
 def load(argv: list[str], description: str = "") -> Config:
@@ -258,18 +296,27 @@ def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
 def check(config: Config) -> Config:
     """Return `config` if all values make sense together. Raises: ConfigError listing all that do not."""
     t, problems = config.train, []
-    if t.backbone not in BACKBONES:
-        problems.append(f"train.backbone: unknown backbone {t.backbone!r}; known: {', '.join(BACKBONES)}")
-    if not config.name or "/" in config.name or config.name.startswith("."):
-        problems.append(f"name: {config.name!r} must be a plain name without '/'")
-    for key in ("train.epochs", "train.batch_size", "train.num_workers", "train.patience", "evaluate.batch_size",
-                "faces.detect_side", "train.num_to_keep", "data.sample.subjects", "data.ckplus.peak_frames"):
+    if t.backbone not in BACKBONES and not t.backbone.startswith("timm:"):
+        problems.append(f"train.backbone: unknown backbone {t.backbone!r}; known: {', '.join(BACKBONES)}, timm:NAME")
+    for key, name in (("name", config.name), ("prepared", config.prepared or "x")):
+        if not name or "/" in name or name.startswith("."):
+            problems.append(f"{key}: {name!r} must be a plain name without '/'")
+    for key in ("train.epochs", "train.batch_size", "train.num_workers", "train.patience", "train.num_to_keep",
+                "train.micro_batches", "train.step_epochs", "evaluate.batch_size", "faces.detect_side",
+                "data.sample.subjects", "data.ckplus.peak_frames"):
         if _value(config, key) < 1:
             problems.append(f"{key}: {_value(config, key)} must be at least 1")
     if not (math.isfinite(t.lr) and t.lr > 0):
         problems.append(f"train.lr: {t.lr} must be greater than 0")
     if not 0 <= t.momentum < 1:
         problems.append(f"train.momentum: {t.momentum} must lie in [0, 1)")
+    for key in ("warmup_epochs", "clip_norm", "weight_decay", "cache_gb", "checkpoint_every_steps", "max_failures"):
+        if not getattr(t, key) >= 0:
+            problems.append(f"train.{key}: {getattr(t, key)} must not be negative")
+    if t.nesterov and t.momentum == 0:
+        problems.append("train.nesterov: needs train.momentum greater than 0")
+    if not 0 <= t.min_workers <= t.num_workers:
+        problems.append(f"train.min_workers: {t.min_workers} must lie between 0 and train.num_workers {t.num_workers}")
     if not 0 <= t.label_smoothing < 1:
         problems.append(f"train.label_smoothing: {t.label_smoothing} must lie in [0, 1)")
     if t.batch_size < t.num_workers:

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 
-from fer_ray import backbones, checkpoints, inference, metrics, storage
+from fer_ray import backbones, batches, checkpoints, inference, metrics, storage
 from fer_ray.config import Config, to_dict
 from fer_ray.manifest import EXPRESSIONS, DataError
 
@@ -37,7 +37,7 @@ def evaluate(config: Config, prepared: str) -> dict:
                                             use_gpu=config.train.use_gpu)
     if not len(test):
         raise DataError(f"{prepared}: the test split is empty")
-    scores = metrics.evaluate(probabilities, inference.labels_of(test), test["subject"].tolist(), config.split.seed)
+    scores = metrics.evaluate(probabilities, batches.labels_of(test), test["subject"].tolist(), config.split.seed)
     result = _describe(config, prepared, summary, checkpoint, description, scores)
     if config.evaluate.floor:
         result["floor"] = floor(config, prepared, description["backbone"])
@@ -60,7 +60,7 @@ def floor(config: Config, prepared: str, backbone: str) -> dict:
     backbones.initial_state(backbone, "imagenet", seed=0)  # fails here, with its reason, rather than in an actor
     rows, features = inference.predict(prepared, ["train", "val", "test"], config.evaluate.batch_size,
                                        backbone=backbone, use_gpu=config.train.use_gpu)
-    labels, split = inference.labels_of(rows), rows["split"].to_numpy()
+    labels, split = batches.labels_of(rows), rows["split"].to_numpy()
     best = None
     for c in (1e-4, 1e-3, 1e-2, 1e-1):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=c, class_weight="balanced", max_iter=2000))
@@ -98,6 +98,7 @@ def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, des
                        "epoch": description["metrics"]["epoch"] + 1},
         "train": trained | {"epochs_run": len(history)},
         "history": history,
+        "parameters": description["parameters"],
         "config": to_dict(config),
         "versions": {"python": sys.version.split()[0],
                      **{p: importlib.metadata.version(p) for p in PACKAGES}},

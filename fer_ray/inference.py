@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 
 from fer_ray import augment, backbones, checkpoints, prepare
-from fer_ray.manifest import EXPRESSIONS
 
 
 class Predictor:
@@ -30,7 +29,7 @@ class Predictor:
     @torch.inference_mode()
     def predict(self, crops: list[np.ndarray]) -> np.ndarray:
         """uint8 [256, 256(, 3)] crops -> float32 [N, 8] or [N, D]."""
-        outputs = self.model(augment.to_tensor([augment.eval_transform(c) for c in crops], self.device))
+        outputs = self.model(augment.to_tensor(np.stack([augment.eval_transform(c) for c in crops]), self.device))
         return (outputs if self.features else outputs.softmax(1)).float().cpu().numpy()
 
     def __call__(self, batch: dict) -> dict:
@@ -65,9 +64,3 @@ def _read_crops(batch: dict, prepared: str) -> dict:
               for p, rows in zip(batch["part"], batch["rows"], strict=True)]
     joined = pd.concat(tables)
     return {"row": joined.index.to_numpy(), "crop": joined["crop"].to_numpy()}
-
-
-def labels_of(index: pd.DataFrame) -> np.ndarray:
-    """int64 [N] class numbers of index rows."""
-    return index["expression"].map({e: i for i, e in enumerate(EXPRESSIONS)}).to_numpy()
-

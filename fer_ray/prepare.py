@@ -41,7 +41,7 @@ def prepare(config: Config, data: manifest.Manifest) -> str:
 
     Raises: manifest.DataError if no face is left or the subjects do not suffice for the split; faces.DetectorError.
     """
-    uri = storage.absolute(storage.join(config.storage, "prepared", config.name))
+    uri = storage.absolute(storage.join(config.storage, "prepared", config.prepared or config.name))
     faces.finder(config.faces)  # fails here, with its reason, rather than on a worker
     crops_id = _digest(_sources(data.rows), data.rejected.to_pylist(), to_dict(config.faces))
     request = _digest(crops_id, to_dict(config.split))

@@ -73,9 +73,9 @@ def summary_png(result: dict, montage: list[dict], epochs: list[dict]) -> bytes:
               confusion_figure(result["metrics"]["confusion"])]
     axes = figure.subplots(1, len(panels), width_ratios=[1.3, 1.2, 1.2, 1])
     for axis, panel in zip(axes, panels, strict=True):
-        axis.imshow(image.imread(io.BytesIO(_png(panel))))
+        axis.imshow(image.imread(io.BytesIO(png(panel))))
         axis.axis("off")
-    return _png(figure)
+    return png(figure)
 
 
 def crops_figure(montage: list[dict]):
@@ -230,7 +230,26 @@ def confusion_figure(confusion: list[list[int]]):
     return figure
 
 
-def _png(figure) -> bytes:
+def comparison_figure(curves: dict[str, list[dict]]):
+    """Training loss (left) and validation balanced accuracy (right) by epoch, a line a backbone."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for name, epochs in curves.items():
+        numbers = [e["epoch"] + 1 for e in epochs]
+        loss.plot(numbers, [e["train_loss"] for e in epochs], marker="o", label=name)
+        accuracy.plot(numbers, [e["val_balanced_accuracy"] for e in epochs], marker="o", label=name)
+    loss.set(xlabel="epoch", ylabel="training loss (cross-entropy)")
+    accuracy.set(xlabel="epoch", ylabel="validation balanced accuracy", ylim=(0, 1))
+    for axis in (loss, accuracy):
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    loss.legend(frameon=False)
+    return figure
+
+
+def png(figure) -> bytes:
+    """A figure as a PNG file."""
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110)
     return sink.getvalue()
@@ -238,7 +257,7 @@ def _png(figure) -> bytes:
 
 def data_uri(figure) -> str:
     """A figure as a picture inside the page."""
-    return "data:image/png;base64," + base64.b64encode(_png(figure)).decode()
+    return "data:image/png;base64," + base64.b64encode(png(figure)).decode()
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict:

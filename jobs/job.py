@@ -58,4 +58,4 @@ def connect(**options) -> None:
 
 def prepared_uri(config: configuration.Config) -> str:
     """Where the prepared set of this configuration lies."""
-    return storage.absolute(storage.join(config.storage, "prepared", config.name))
+    return storage.absolute(storage.join(config.storage, "prepared", config.prepared or config.name))

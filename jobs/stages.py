@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import job
 
-from fer_ray import augment, backbones, evaluation, metrics, overview, prepare, report, splits, storage, training
+from fer_ray import augment, comparison, evaluation, metrics, overview, prepare, report, splits, storage, training
 from fer_ray.config import Config
 from fer_ray.datasets import read_manifest
 
@@ -50,9 +52,10 @@ def run_train(config: Config) -> str:
     """Prepared set to the run folder with its checkpoints; its URI."""
     t = config.train
     prepare.read_index(job.prepared_uri(config))
-    backbones.initial_state(t.backbone, t.weights, t.seed)
+    training.start_state(t)
     job.connect()
-    print(f"train: {t.backbone} from {t.weights} weights, at most {t.epochs} epochs, lr {t.lr:g}, "
+    scaled = f" (scaled to {training.peak_lr(t):g} for batches of {t.batch_size})" if t.lr_per_256 else ""
+    print(f"train: {t.backbone} from {t.weights} weights, at most {t.epochs} epochs, lr {t.lr:g}{scaled}, "
           f"momentum {t.momentum:g}", flush=True)
     return training.train(config, job.prepared_uri(config))
 
@@ -73,7 +76,24 @@ def run_evaluate(config: Config) -> str:
 
 def run_pipeline(config: Config) -> str:
     """All three; URI of result.json."""
-    backbones.initial_state(config.train.backbone, config.train.weights, config.train.seed)
+    training.start_state(config.train)
     run_prepare(config)
     run_train(config)
     return run_evaluate(config)
+
+
+def run_compare(config: Config) -> str:
+    """Each backbone of `compare` trained and scored alike; URI of the table."""
+    runs = [dataclasses.replace(config, name=f"{config.name}-{b.replace(':', '-')}",
+                                prepared=config.prepared or config.name,
+                                train=dataclasses.replace(config.train, backbone=b)) for b in config.compare.backbones]
+    for run in runs:
+        training.start_state(run.train)
+    run_prepare(config)
+    for run in runs:
+        run_train(run)
+        run_evaluate(run)
+    names = [run.name for run in runs]
+    folder = storage.absolute(storage.join(config.storage, "compare", config.name))
+    print(comparison.write(folder, config.storage, names), flush=True)
+    return storage.join(folder, "compare.json")

@@ -29,16 +29,55 @@ def test_grey_crops_become_three_channels_and_evaluation_takes_the_centre():
 
 
 def test_tensor_is_normalised_as_imagenet():
-    tensor = augment.to_tensor([np.full((224, 224, 3), 255, np.uint8)])
+    tensor = augment.to_tensor(np.full((1, 224, 224, 3), 255, np.uint8))
     assert tensor.shape == (1, 3, 224, 224)
     assert tensor[0, :, 0, 0].numpy() == pytest.approx((1 - augment.MEAN) / augment.STD, abs=1e-5)
 
 
+def crops(num: int) -> batches.Crops:
+    rng = np.random.default_rng(0)
+    return batches.Crops([rng.integers(0, 256, (256, 256), dtype=np.uint8) for _ in range(num)],
+                         np.arange(num) % 8, np.arange(num) + 1000)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_workers_share_one_permutation_without_overlap(world):
-    shares = [batches.epoch_steps(103, 10, seed=1, epoch=4, rank=r, world=world) for r in range(world)]
-    alone = batches.epoch_steps(103, 10, seed=1, epoch=4, rank=0, world=1)
+def test_workers_share_one_order_without_overlap(world):
+    order = batches.epoch_order(np.arange(103) % 8, seed=1, epoch=4)
+    shares = [batches.steps_of(order, 10, rank, world) for rank in range(world)]
+    alone = batches.steps_of(order, 10, 0, 1)
     for step, whole in enumerate(alone):
         assert sorted(np.concatenate([s[step] for s in shares])) == sorted(whole)
     assert len(np.unique(np.concatenate(alone))) == 100
-    assert (alone[0] != batches.epoch_steps(103, 10, seed=1, epoch=5, rank=0, world=1)[0]).any()
+    assert (order != batches.epoch_order(np.arange(103) % 8, seed=1, epoch=5)).any()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_no_image_is_counted_twice_or_dropped_in_evaluation(world):
+    found = [batches.Cached(crops(29), 0, rank, world).eval_batches(4) for rank in range(world)]
+    labels = np.concatenate([labels for share in found for _, labels in share])
+    assert (np.bincount(labels) == np.bincount(np.arange(29) % 8)).all()
+
+
+def test_threads_and_a_later_start_change_no_pixel():
+    whole = list(batches.Cached(crops(23), 5, 0, 1, threads=1).train_steps(2, 4, 0, "natural"))
+    tail = list(batches.Cached(crops(23), 5, 0, 1, threads=3).train_steps(2, 4, 2, "natural"))
+    assert len(whole) == 5 and len(tail) == 3
+    for (one, labels), (two, others) in zip(whole[2:], tail, strict=True):
+        assert (one == two).all() and (labels == others).all()
+    halves = [list(batches.Cached(crops(23), 5, rank, 2).train_steps(2, 4, 0, "natural")) for rank in (0, 1)]
+    for step, (pictures, labels) in enumerate(whole):
+        assert (halves[0][step][0] == pictures[::2]).all() and (halves[1][step][1] == labels[1::2]).all()
+
+
+def test_balanced_sampling_draws_all_classes_alike():
+    labels = np.repeat([0, 3, 5], [900, 90, 10])
+    drawn = np.bincount(labels[batches.epoch_order(labels, 0, 0, "balanced")], minlength=8)
+    assert drawn.sum() == 1000 and all(abs(drawn[k] - 333) < 70 for k in (0, 3, 5))
+
+
+def test_streamed_order_is_a_permutation_in_windows_of_few_parts():
+    parts = np.repeat(np.arange(20), 7)
+    windows = batches.window_order(parts, seed=3, epoch=1)
+    assert sorted(np.concatenate(windows)) == list(range(140))
+    assert all(len(np.unique(parts[w])) <= batches.WINDOW_PARTS for w in windows)
+    assert (np.concatenate(windows) != np.concatenate(batches.window_order(parts, 3, 2))).any()

@@ -26,11 +26,13 @@ ORDER = {
     "backbones": False,
     "checkpoints": False,
     "metrics": False,
+    "tracking": True,  # its callback
     "training": True,
     "tuning": True,
     "inference": True,
     "evaluation": True,  # through inference
     "report": False,
+    "comparison": False,
     "overview": True,  # through prepare
 }
 RANK = {name: rank for rank, name in enumerate(ORDER)}

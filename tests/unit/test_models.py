@@ -52,7 +52,8 @@ def test_checkpoint_round_trip_and_damage(tmp_path):
     folder = tmp_path / "checkpoint_1"
     folder.mkdir()
     checkpoints.save(str(folder), "resnet18", model, {"epoch": 3},
-                     {"metrics": {"val_balanced_accuracy": 0.5}, "history": [{"epoch": 0}]})
+                     {"metrics": {"val_balanced_accuracy": 0.5}, "history": [{"epoch": 0}], "at_end_of_epoch": True,
+                      "progress": {"epoch": 1, "step": 0}})
     (tmp_path / "checkpoint_2").mkdir()  # died before model.json was written
     assert checkpoints.find_best(str(tmp_path)).endswith("checkpoint_1")
     loaded, description = checkpoints.load_model(str(folder))
@@ -67,8 +68,55 @@ def test_checkpoint_round_trip_and_damage(tmp_path):
         checkpoints.load_model(str(folder))
 
 
+def test_the_older_checkpoint_serves_where_the_newest_is_damaged(tmp_path):
+    model = backbones.build("resnet18")
+    for epoch in (1, 2, 3):
+        folder = tmp_path / f"checkpoint_{9 - epoch}"  # names say nothing of the order
+        folder.mkdir()
+        checkpoints.save(str(folder), "resnet18", model, {"epoch": epoch},
+                         {"metrics": {"val_balanced_accuracy": 0.1 * epoch}, "history": [{}] * epoch,
+                          "at_end_of_epoch": epoch < 3, "progress": {"epoch": epoch, "step": 0}})
+    assert checkpoints.find_latest(str(tmp_path)).endswith("checkpoint_6")
+    assert checkpoints.find_best(str(tmp_path)).endswith("checkpoint_7")  # 3 is in the middle of an epoch
+    for victim, name in (("checkpoint_6", "train_state.pt"), ("checkpoint_7", "model.safetensors")):
+        file = tmp_path / victim / name
+        file.write_bytes(file.read_bytes()[:1000])
+    assert checkpoints.find_latest(str(tmp_path)).endswith("checkpoint_8")
+    assert checkpoints.find_best(str(tmp_path)).endswith("checkpoint_8")
+    assert checkpoints.find_latest(str(tmp_path / "nowhere")) is None
+
+
+def test_transfer_from_our_own_checkpoint_keeps_its_head(tmp_path):
+    model = backbones.build("resnet18")
+    checkpoints.save(str(tmp_path), "resnet18", model, {}, {"metrics": {}})
+    state = training.start_state(TrainConfig(backbone="resnet18", weights=str(tmp_path)))
+    assert torch.equal(state["fc.weight"], model.state_dict()["fc.weight"])
+    with pytest.raises(backbones.WeightsError, match="checkpoint of resnet18, not of alexnet"):
+        training.start_state(TrainConfig(backbone="alexnet", weights=str(tmp_path)))
+
+
+def test_a_file_named_after_its_hash_is_verified(tmp_path):
+    import torchvision
+
+    file = tmp_path / "resnet18-0123abcd.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), file)
+    with pytest.raises(backbones.WeightsError, match="does not begin with the 0123abcd"):
+        backbones.initial_state("resnet18", str(file), 0)
+
+
+def test_timm_names():
+    model = backbones.build("timm:test_convnext").eval()
+    assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 8)
+    assert backbones.head(model, "timm:test_convnext").out_features == 8
+    with pytest.raises(ConfigError, match="timm has no 'resnet1800'.*near"):
+        backbones.build("timm:resnet1800")
+
+
 def test_schedule_and_class_weights():
     assert training.lr_at(5, TrainConfig(lr=0.2, schedule="cosine", epochs=10)) == pytest.approx(0.1)
+    warm = TrainConfig(lr=0.4, warmup_epochs=3, epochs=13, schedule="step", step_epochs=5)
+    assert [training.lr_at(e, warm) for e in (0, 1, 2, 3, 7, 8)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.04])
+    assert training.lr_at(0, TrainConfig(lr=0.1, batch_size=64, lr_per_256=True)) == pytest.approx(0.025)
     labels = np.array([0] * 6 + [1] * 2)
     weights = training.loss_weights(labels, "balanced")
     assert weights[1] == pytest.approx(3 * weights[0]) and weights[2] == 0
@@ -80,3 +128,25 @@ def test_a_cluster_that_is_too_small_is_named_at_once():
         training.worker_resources({"CPU": 2}, TrainConfig(num_workers=8))
     with pytest.raises(ConfigError, match="2 GPUs"):
         training.worker_resources({"CPU": 2}, TrainConfig(num_workers=2, use_gpu=True))
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch():
+    import contextlib
+
+    torch.manual_seed(0)
+    images, labels = torch.randn(6, 3, 64, 64), torch.tensor([0, 1, 2, 3, 4, 5])
+    ended = []
+    for parts in (1, 3):
+        torch.manual_seed(1)
+        model = backbones.build("timm:test_convnext")
+        t = TrainConfig(lr=0.1, micro_batches=parts, clip_norm=0.5, nesterov=True, weight_decay=0.1)
+        training.train_step(model, training.sgd(model, t), images, labels, torch.ones(8), 6, t,
+                            contextlib.nullcontext())
+        ended.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(*ended, atol=1e-6)
+
+
+def test_weight_decay_spares_biases_and_norms():
+    decayed, spared = training.sgd(backbones.build("resnet18"), TrainConfig(weight_decay=0.1)).param_groups
+    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in spared["params"])

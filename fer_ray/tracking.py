@@ -1,0 +1,46 @@
+"""The numbers of every epoch: JSON lines and TensorBoard, beside the run's checkpoints."""
+
+from __future__ import annotations
+
+import json
+
+from fer_ray import storage
+
+
+def read(run: str) -> list[dict]:
+    """The lines of `metrics.jsonl` of a run, an epoch each; empty before the first."""
+    file = storage.join(run, "metrics.jsonl")
+    if not storage.exists(file):
+        return []
+    return [json.loads(line) for line in storage.read_bytes(file).decode().splitlines()]
+
+
+def epoch_log(run: str, run_id: str):
+    """A callback that Ray Train calls in its controller, once a report, whatever the number of workers.
+
+    An epoch that is trained again after a failure replaces its line. TensorBoard's files carry the run's id, so that
+    a resumed run goes on in the same curve.
+    """
+    from ray.train import UserCallback  # not at the top: a job sets what Ray reads when it is imported
+
+    class EpochLog(UserCallback):
+        def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
+            if "train_loss" in metrics[0]:  # reports within an epoch have no numbers
+                write(run, run_id, {k: v for k, v in metrics[0].items() if k != "score"})
+
+    return EpochLog()
+
+
+def write(run: str, run_id: str, epoch: dict) -> None:
+    """Add the numbers of an epoch, in place of what is known of it and later ones."""
+    from tensorboardX import SummaryWriter
+
+    lines = [*(line for line in read(run) if line["epoch"] < epoch["epoch"]), {"run": run_id, **epoch}]
+    storage.write_bytes(storage.join(run, "metrics.jsonl"),
+                        "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines).encode())
+    with SummaryWriter(logdir=storage.join(run, "tensorboard", run_id), purge_step=epoch["epoch"],
+                       filename_suffix=f".{epoch['epoch']:05d}") as writer:
+        for name, value in epoch.items():
+            if isinstance(value, int | float) and name != "epoch":
+                writer.add_scalar(name.replace("train_", "train/", 1).replace("val_", "val/", 1), value,
+                                  epoch["epoch"])

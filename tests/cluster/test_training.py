@@ -1,0 +1,187 @@
+"""Training on a real Ray: nothing is lost when processes die, and the result does not depend on it."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cluster.conftest import command, environment, ray_on
+from safetensors.torch import load_file
+
+from fer_ray import prepare, training
+from fer_ray.config import Config, DataConfig, TrainConfig
+from fer_ray.datasets import read_manifest, sample
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A prepared set of a few people, and the folder it lies in."""
+    root = tmp_path_factory.mktemp("tiny")
+    sample.write_sample(root / "data", subjects=4, seed=3)
+    config = Config(name="set", storage=str(root / "out"), data=DataConfig("auto", str(root / "data")),
+                    train=TrainConfig(backbone="resnet18", weights="none", batch_size=8, lr=0.01, epochs=3))
+    with ray_on(2):
+        prepare.prepare(config, read_manifest(config.data))
+    return config
+
+
+def options_of(config: Config, name: str, **train) -> list[str]:
+    values = {k: v for k, v in vars(config.train).items() if v != getattr(TrainConfig(), k)} | train
+    return ["--storage", config.storage, "--prepared", "set", "--name", name,
+            *(part for k, v in values.items() for part in (f"--train.{k}", str(v)))]
+
+
+def run_of(config: Config, name: str) -> Path:
+    return Path(config.storage) / "runs" / name
+
+
+def final_weights(config: Config, name: str) -> dict[str, torch.Tensor]:
+    """Weights after the last epoch."""
+    from fer_ray import checkpoints
+
+    newest = checkpoints.find_latest(str(run_of(config, name)))
+    assert checkpoints.describe(newest)["progress"]["epoch"] == config.train.epochs
+    return load_file(f"{newest}/model.safetensors")
+
+
+def assert_equal(one: dict, two: dict) -> None:
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def train_with(config: Config, name: str, **changes) -> dict[str, torch.Tensor]:
+    """Train in the Ray that is running."""
+    changed = dataclasses.replace(config, name=name, prepared="set", train=dataclasses.replace(config.train, **changes))
+    training.train(changed, f"{config.storage}/prepared/set")
+    return final_weights(changed, name)
+
+
+def middle_of_epoch(run: Path, epoch: int) -> bool:
+    """Whether a checkpoint from within that epoch is there."""
+    for file in run.glob("checkpoint_*/model.json"):
+        try:
+            found = json.loads(file.read_text())
+        except ValueError:
+            continue
+        if found["progress"]["epoch"] == epoch and found["progress"]["step"] > 0:
+            return True
+    return False
+
+
+def wait_for(condition, seconds: float = 100) -> None:
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def kill_workers() -> int:
+    killed = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"RayTrainWorker" in process.joinpath("cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+                killed += 1
+        except OSError:
+            continue
+    return killed
+
+
+def test_worker_killed_driver_killed_and_checkpoint_truncated_end_with_the_same_weights(tiny):
+    with ray_on(2):
+        undisturbed = train_with(tiny, "undisturbed", checkpoint_every_steps=3)
+    options = options_of(tiny, "disturbed", checkpoint_every_steps=3)
+    run = run_of(tiny, "disturbed")
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(command("train", *options), env=environment(), start_new_session=True, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    first = start()
+    wait_for(lambda: middle_of_epoch(run, 0))
+    assert kill_workers() >= 1  # Ray starts another one
+    wait_for(lambda: middle_of_epoch(run, 1))
+    assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)  # the driver; the same command goes on
+    first.communicate()
+    time.sleep(2)
+    again = start()
+    said = again.communicate(timeout=200)[0]
+    assert again.returncode == 0, said
+    assert_equal(final_weights(tiny, "disturbed"), undisturbed)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2] and len({line["run"] for line in lines}) == 1
+    assert list((run / "tensorboard" / lines[0]["run"]).iterdir())
+
+    from fer_ray import checkpoints
+
+    weights = Path(checkpoints.find_latest(str(run))) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    snapshot = run / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(snapshot.read_text()[:100])  # as a crash in the middle of writing it leaves it
+    with ray_on(2):
+        assert_equal(train_with(tiny, "disturbed", checkpoint_every_steps=3), undisturbed)
+
+
+def test_one_and_two_workers_on_one_and_two_nodes_agree(tiny):
+    # without BatchNorm and dropout, which see one worker's images only
+    changes = {"backbone": "timm:test_convnext", "lr": 0.05}
+    with ray_on(2):
+        one = train_with(tiny, "one", **changes)
+        two = train_with(tiny, "two", num_workers=2, **changes)
+        streamed = train_with(tiny, "streamed", cache_gb=0, **changes | {"epochs": 3})
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=2e-4), name
+    assert streamed.keys() == one.keys() and any(not torch.equal(streamed[k], one[k]) for k in one)
+
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        os.environ["RAY_ADDRESS"] = cluster.address
+        import job
+
+        job.connect()
+        assert len(ray.nodes()) == 2
+        nodes = train_with(tiny, "nodes", num_workers=2, **changes)
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.shutdown()
+        cluster.shutdown()
+    assert_equal(nodes, two)
+
+
+def test_the_papers_three_backbones_run_an_epoch_from_torchvision_files_and_are_compared(tiny, tmp_path, run_job):
+    import torchvision
+
+    weights = tmp_path / "hub/checkpoints"  # torch's own cache, as a download leaves it
+    weights.mkdir(parents=True)
+    few = tmp_path / "few"
+    sample.write_sample(few, subjects=3, seed=1)
+    options = ["--data.root", str(few / "jaffe"), "--storage", str(tmp_path / "out"), "--name", "three",
+               "--train.epochs", "1", "--train.batch_size", "7", "--train.weights", "none"]
+    done = run_job("compare", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    compared = json.loads((tmp_path / "out/compare/three/compare.json").read_text())["runs"]
+    assert [r["backbone"] for r in compared] == ["alexnet", "vgg19", "resnet152"]
+    assert [round(r["parameters_m"]) for r in compared] == [57, 140, 58]
+    assert all(r["epochs"] == 1 and Path(r["result"]).is_file() for r in compared)
+    torch.manual_seed(0)
+    file = tmp_path / "alexnet.pth"
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), file)
+    done = run_job("train", *options[2:], "--prepared", "three", "--name", "file", "--train.weights", str(file),
+                   "--train.backbone", "alexnet", "--train.layers", "head", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kept = load_file(next((tmp_path / "out/runs/file").glob("checkpoint_*/model.safetensors")))
+    assert torch.equal(kept["features.0.weight"], torch.load(file, weights_only=True)["features.0.weight"])
+
+
+def test_a_loss_that_is_not_finite_ends_at_once_and_keeps_the_good_checkpoints(tiny, run_job, tmp_path):
+    with ray_on(2), pytest.raises(training.TrainingError, match="the loss is nan.*train.lr 1e\\+30 is too high"):
+        train_with(tiny, "diverged", lr=1e30)
