@@ -103,11 +103,6 @@ def find_latest(run: str) -> str | None:
     return None
 
 
-def history(run: str) -> list[dict]:
-    """Metrics of every epoch that the most advanced checkpoint of the run knows of."""
-    return max((d["history"] for _, d in _complete(run)), key=len, default=[])
-
-
 def _complete(run: str) -> list[tuple[str, dict]]:
     found = []
     for name in storage.list_dirs(run):

@@ -38,7 +38,9 @@ def evaluate(config: Config, prepared: str) -> dict:
     if not len(test):
         raise DataError(f"{prepared}: the test split is empty")
     scores = metrics.evaluate(probabilities, batches.labels_of(test), test["subject"].tolist(), config.split.seed)
-    result = _describe(config, prepared, summary, checkpoint, description, scores)
+    # the chosen checkpoint knows its own epochs only
+    history = description["history"] if config.evaluate.checkpoint else tracking.read(run)
+    result = _describe(config, prepared, summary, checkpoint, description, scores, history)
     if config.evaluate.floor:
         result["floor"] = floor(config, prepared, description["backbone"])
     predictions = test[["image", "dataset", "subject", "expression"]].assign(
@@ -82,10 +84,10 @@ def _balanced(truth: np.ndarray, guess: np.ndarray, score) -> float:
         return float(score(truth, guess))
 
 
-def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, description: dict, scores: dict) -> dict:
+def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, description: dict, scores: dict,
+              history: list[dict]) -> dict:
     leaks = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(prepared, "leaks.parquet")))).to_pylist()
     told = ("split", "remarks", "leaks", "conflicts", "near_duplicates", "counts", "rejected", "fingerprint")
-    history = description["history"]
     trained = description["config"]["train"]
     return {
         "name": config.name,

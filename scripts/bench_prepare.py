@@ -2,13 +2,15 @@
 
 On the same images in one run: (a) `cv2.imread`, `detectMultiScale(1.1, 5)` at full size, crop, `imwrite`, in one
 process with OpenCV's own threads; (b) ours with Ray on all cores, from files to Parquet; (c) ours in one process on one
-core, without Ray. (a) and (b) take turns, `--rounds` times; the medians count. The last line is JSON.
+core, without Ray; (d) the same in a bare pool of processes. They take turns, `--rounds` times; the medians count. The
+last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -86,12 +88,13 @@ def main() -> None:
     images = images_of(options.root, options.images, options.side)
     repeat = -(-options.images // len(images))
     data = rows_of(images, repeat)
+    data = manifest.Manifest(data.rows.slice(0, options.images), data.rejected)
     images = data.rows.column("image").to_pylist()
     print(f"{len(images)} images of {options.side} px, {os.cpu_count()} cores, {platform.processor() or 'x86'}")
     job.connect()
     with tempfile.TemporaryDirectory() as out:
         with_ray(data.__class__(data.rows.slice(0, 256), data.rejected), out)  # starts the workers
-        naive, ours, alone = [], [], []
+        naive, ours, alone, pool = [], [], [], []
         for _ in range(options.rounds):
             start = time.perf_counter()
             boxes = loop(images, Path(out))
@@ -103,23 +106,41 @@ def main() -> None:
                                FacesConfig())
             alone.append(512 / (time.perf_counter() - start))
             cv2.setNumThreads(-1)  # one core for ours alone, all for the loop
-            print(f"loop {naive[-1]:.1f}  ours {ours[-1]:.1f}  ours on one core {alone[-1]:.1f} images/s", flush=True)
+            pool.append(without_ray(data, f"{out}/pool"))
+            print(f"loop {naive[-1]:.1f}  ours {ours[-1]:.1f}  ours on one core {alone[-1]:.1f}  in a bare pool of "
+                  f"processes {pool[-1]:.1f} images/s", flush=True)
         agreement = agree(boxes, data, folder)
         small = prepare_job_seconds(data.rows.slice(0, 50), out)
         memory = [peak_memory(data, out), peak_memory(rows_of(images, options.repeat), out)]
-    ratios, efficiencies = zip(*((o / n, o / (a * os.cpu_count())) for o, n, a in zip(ours, naive, alone, strict=True)),
-                               strict=True)
+    cores = os.cpu_count()
+    ratios, efficiencies, limits = zip(*((o / n, o / (a * cores), p / (a * cores))
+                                         for o, n, a, p in zip(ours, naive, alone, pool, strict=True)), strict=True)
     result = {
         "images_per_s": round(statistics.median(ours), 1),
         "loop_images_per_s": round(statistics.median(naive), 1),
         "ratio_to_loop": round(statistics.median(ratios), 2),
         "core_efficiency": round(statistics.median(efficiencies), 3),
+        "core_efficiency_of_bare_pool": round(statistics.median(limits), 3),
         "box_agreement": round(agreement, 4),
         "job_of_50_images_s": round(small, 1),
         "worker_memory_mb": {str(len(images)): memory[0], str(len(images) * options.repeat): memory[1]},
         "cores": os.cpu_count(), "date": date.today().isoformat(),
     }
     print(json.dumps(result))
+
+
+def without_ray(data: manifest.Manifest, out: str) -> float:
+    """Images/s of the same function in a bare pool of processes: what this machine's cores can do side by side."""
+    images = data.rows.to_pylist()
+    parts = [{"part": [p], "images": [images[p * prepare.PART_ROWS : (p + 1) * prepare.PART_ROWS]]}
+             for p in range(len(images) // prepare.PART_ROWS)]
+    pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
+    start = time.perf_counter()
+    pool.starmap(prepare.crop_parts, [(part, out, FacesConfig()) for part in parts], chunksize=1)
+    seconds = time.perf_counter() - start
+    pool.close()  # not terminated: the signal would meet the handlers inherited from Ray
+    pool.join()
+    return len(parts) * prepare.PART_ROWS / seconds
 
 
 def agree(boxes: dict, data: manifest.Manifest, folder: str) -> float:
