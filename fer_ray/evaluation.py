@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 
-from fer_ray import backbones, batches, checkpoints, inference, metrics, storage
+from fer_ray import backbones, batches, checkpoints, inference, metrics, storage, tracking
 from fer_ray.config import Config, to_dict
 from fer_ray.manifest import EXPRESSIONS, DataError
 
