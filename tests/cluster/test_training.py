@@ -133,10 +133,11 @@ def test_one_and_two_workers_on_one_and_two_nodes_agree(tiny):
     with ray_on(2):
         one = train_with(tiny, "one", **changes)
         two = train_with(tiny, "two", num_workers=2, **changes)
-        streamed = train_with(tiny, "streamed", cache_gb=0, **changes | {"epochs": 3})
+        streamed = train_with(tiny, "streamed", cache_gb=0, **changes)
     for name in one:
         assert torch.allclose(one[name], two[name], atol=2e-4), name
-    assert streamed.keys() == one.keys() and any(not torch.equal(streamed[k], one[k]) for k in one)
+    # a set of a single part has one order, so that making the pixels in Ray Data tasks changes nothing at all
+    assert_equal(streamed, one)
 
     import ray
     from ray.cluster_utils import Cluster
