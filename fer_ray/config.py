@@ -223,6 +223,8 @@ class TrainConfig:
     """Checkpoints kept in storage: the best and the latest."""
     max_failures: int = 3
     """Restarts from the last checkpoint after a worker died."""
+    mlflow: str = ""
+    """URI of an MLflow server that gets every epoch's numbers too (extra `mlflow`); empty: none."""
 
 
 @dataclass(frozen=True)

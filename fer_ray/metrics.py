@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from fer_ray.manifest import EXPRESSIONS
 
@@ -34,6 +33,9 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str |
 
     Returns: see the keys below; what cannot be computed (a class without images) is None, never 0.
     """
+    # here, since the workers that train import this module for the confusion matrix alone
+    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     guesses = probabilities.argmax(1)
     confusion = confusion_matrix(labels, guesses, labels=CLASSES)

@@ -15,7 +15,7 @@ def read(run: str) -> list[dict]:
     return [json.loads(line) for line in storage.read_bytes(file).decode().splitlines()]
 
 
-def epoch_log(run: str, run_id: str):
+def epoch_log(run: str, run_id: str, mlflow_uri: str = ""):
     """A callback that Ray Train calls in its controller, once a report, whatever the number of workers.
 
     An epoch that is trained again after a failure replaces its line. TensorBoard's files carry the run's id, so that
@@ -26,7 +26,10 @@ def epoch_log(run: str, run_id: str):
     class EpochLog(UserCallback):
         def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
             if "train_loss" in metrics[0]:  # reports within an epoch have no numbers
-                write(run, run_id, {k: v for k, v in metrics[0].items() if k != "score"})
+                epoch = {k: v for k, v in metrics[0].items() if k != "score"}
+                write(run, run_id, epoch)
+                if mlflow_uri:
+                    to_mlflow(run, run_id, epoch, mlflow_uri)
 
     return EpochLog()
 
@@ -44,3 +47,19 @@ def write(run: str, run_id: str, epoch: dict) -> None:
             if isinstance(value, int | float) and name != "epoch":
                 writer.add_scalar(name.replace("train_", "train/", 1).replace("val_", "val/", 1), value,
                                   epoch["epoch"])
+
+
+def to_mlflow(run: str, run_id: str, epoch: dict, uri: str) -> None:
+    """Log an epoch to an MLflow server (extra `mlflow`); a resumed run goes on in the same MLflow run."""
+    from mlflow import MlflowClient
+
+    client, file = MlflowClient(uri), storage.join(run, "mlflow.json")
+    if not storage.exists(file):
+        experiment = client.get_experiment_by_name("fer_ray")
+        number = experiment.experiment_id if experiment else client.create_experiment("fer_ray")
+        created = client.create_run(number, run_name=run.rpartition("/")[2], tags={"fer_ray.run": run_id})
+        storage.write_json(file, {"run_id": created.info.run_id})
+    target = storage.read_json(file)["run_id"]
+    for name, value in epoch.items():
+        if isinstance(value, int | float) and name != "epoch":
+            client.log_metric(target, name, value, step=epoch["epoch"])

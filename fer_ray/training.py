@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from fer_ray.manifest import EXPRESSIONS
 NUM_CLASSES = len(EXPRESSIONS)
 # what may differ between two runs of one command that resume each other
 RESUMABLE = {"epochs", "patience", "num_workers", "min_workers", "use_gpu", "num_to_keep", "max_failures", "cache_gb",
-             "checkpoint_every_steps", "micro_batches", "compile", "precision"}
+             "checkpoint_every_steps", "micro_batches", "compile", "precision", "mlflow"}
 
 
 class TrainingError(RuntimeError):
@@ -42,6 +43,8 @@ def train(config: Config, prepared: str) -> str:
     from ray.train.torch import TorchTrainer
 
     t = config.train
+    if t.mlflow and not importlib.util.find_spec("mlflow"):
+        raise ConfigError("train.mlflow: needs the package mlflow: pip install 'fer_ray[mlflow]'")
     run = storage.absolute(storage.join(config.storage, "runs", config.name))
     fingerprint = storage.read_json(storage.join(prepared, "prepared.json"))["fingerprint"]
     run_id = _claim(run, t, fingerprint)
@@ -65,7 +68,7 @@ def train(config: Config, prepared: str) -> str:
         run_config=RunConfig(
             name=config.name, storage_path=os.path.dirname(run), failure_config=FailureConfig(t.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=t.num_to_keep, checkpoint_score_attribute="score"),
-            callbacks=[tracking.epoch_log(run, run_id)],
+            callbacks=[tracking.epoch_log(run, run_id, t.mlflow)],
         ),
     )
     try:
@@ -117,6 +120,7 @@ def fit(c: dict) -> None:
     import ray.train.torch
 
     t: TrainConfig = c["train"]
+    begun = time.time()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(c["threads"])
@@ -167,7 +171,8 @@ def fit(c: dict) -> None:
                   "val_accuracy": float(confusion.trace() / confusion.sum()),
                   "val_balanced_accuracy": metrics.balanced_accuracy(confusion), "lr": lr_at(epoch, t),
                   "images": int(total[1]), "images_per_s": seen / seconds, "train_s": seconds,
-                  "data_wait_s": clock.waited, "workers": world}
+                  "data_wait_s": clock.waited, "workers": world, "loop_begun_at": begun,
+                  "first_batch_at": clock.first_at, "ended_at": time.time()}
         if result["val_balanced_accuracy"] > progress["best"]:
             progress |= {"best": result["val_balanced_accuracy"], "best_epoch": epoch}
         progress |= {"epoch": epoch + 1, "step": 0, "total": [0.0, 0.0], "history": [*progress["history"], result]}
@@ -250,7 +255,7 @@ class Clock:
     """Seconds of an epoch, and how many of them went by waiting for data."""
 
     def __init__(self):
-        self.start, self.waited = time.perf_counter(), 0.0
+        self.start, self.waited, self.first_at = time.perf_counter(), 0.0, None
 
     def waits(self, batches_of):
         """The items of an iterator, timing each wait for the next."""
@@ -263,6 +268,7 @@ class Clock:
                 return
             finally:
                 self.waited += time.perf_counter() - begun
+            self.first_at = self.first_at or time.time()
             yield item
 
     def seconds(self) -> float:

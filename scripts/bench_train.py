@@ -1,0 +1,216 @@
+"""Training against its limit and against the usual loop: `python scripts/bench_train.py --prepared FOLDER`.
+
+In one run, taking turns, on real crops of a prepared set: (a) ours, `jobs/train.py`'s own path through Ray Train;
+(b) the limit, the same network and optimiser steps on random tensors that lie on the device; (c) the loop of
+torchvision's classification reference: JPEG crops in folders, `DataLoader`, the same transforms by torchvision, DDP by
+torchrun with as many processes. The last line is JSON; medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "jobs")]
+
+EPOCHS = 3  # the first one warms up
+
+
+def subset(prepared: str, folder: str, images: int) -> str:
+    """A prepared set with `images` training images of another and few of the rest, its parts linked."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from fer_ray import prepare
+
+    index = prepare.read_index(prepared)
+    train = index[index["split"] == "train"].sample(images, random_state=0)
+    rest = index[index["split"] != "train"].groupby("split").head(32)
+    shutil.copytree(prepared, folder, copy_function=os.link)
+    for name in ("index.parquet", "prepared.json"):
+        os.remove(f"{folder}/{name}")
+    pq.write_table(pa.Table.from_pandas(pd.concat([train, rest]).sort_values("row"), preserve_index=False),
+                   f"{folder}/index.parquet")
+    shutil.copy(f"{prepared}/prepared.json", f"{folder}/prepared.json")
+    return folder
+
+
+def ours(prepared: str, storage: str, backbone: str, options) -> dict:
+    """A run through Ray Train; its rates, its waiting for data and its fixed cost."""
+    from fer_ray import tracking, training
+    from fer_ray.config import Config, TrainConfig
+
+    name = f"{backbone}-{time.time_ns()}"
+    config = Config(name=name, storage=storage, train=TrainConfig(
+        backbone=backbone, weights="none", epochs=EPOCHS, batch_size=options.batch_size,
+        num_workers=options.num_workers, use_gpu=options.device == "cuda"))
+    start = time.time()
+    with contextlib.redirect_stdout(io.StringIO()):
+        training.train(config, prepared)
+    end = time.time()
+    epochs = tracking.read(f"{storage}/runs/{name}")
+    shutil.rmtree(f"{storage}/runs/{name}")
+    kept = epochs[1:]
+    return {"images_per_s": sum(e["images"] for e in kept) / sum(e["train_s"] for e in kept),
+            "data_wait": sum(e["data_wait_s"] for e in kept) / sum(e["train_s"] for e in kept),
+            "to_loop_s": epochs[0]["loop_begun_at"] - start,
+            "to_first_batch_s": epochs[0]["first_batch_at"] - epochs[0]["loop_begun_at"],
+            "after_last_epoch_s": end - epochs[-1]["ended_at"]}
+
+
+def limit(backbone: str, options) -> float:
+    """Images/s of the same steps on random tensors that lie on the device."""
+    import torch
+
+    from fer_ray import backbones, training
+    from fer_ray.config import TrainConfig
+
+    device = torch.device(options.device)
+    torch.set_num_threads(max(1, os.cpu_count() // options.num_workers))
+    t = TrainConfig(backbone=backbone, batch_size=options.batch_size)
+    model = backbones.build(backbone).to(device, memory_format=torch.channels_last).train()
+    optimizer = training.sgd(model, t)
+    images = torch.randn(options.batch_size, 3, 224, 224, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 8, (options.batch_size,), device=device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.uses_bf16(t, device))
+    steps = options.images // options.batch_size
+
+    def epoch() -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            loss = training.train_step(model, optimizer, images, labels, torch.ones(8, device=device),
+                                       options.batch_size, t, autocast)
+        loss.item()  # waits for the device
+        return time.perf_counter() - start
+
+    epoch()
+    return options.batch_size * steps * (EPOCHS - 1) / sum(epoch() for _ in range(EPOCHS - 1))
+
+
+def reference(folder: str, backbone: str, options) -> float:
+    """Images/s of torchvision's reference loop, started by torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+               str(options.num_workers), __file__, "--reference", folder, "--backbone", backbone, "--batch_size",
+               str(options.batch_size), "--num_workers", str(options.num_workers), "--device", options.device]
+    done = subprocess.run(command, capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // options.num_workers))})
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.strip().splitlines()[-1])["images_per_s"]
+
+
+def reference_loop(options) -> None:
+    """What references/classification/train.py does, with the paper's transforms."""
+    import torch
+    import torch.distributed as dist
+    from torch.utils.data import DataLoader, DistributedSampler
+    from torchvision import datasets, transforms
+
+    from fer_ray import augment, backbones
+
+    dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
+    device = torch.device(options.device, int(os.environ["LOCAL_RANK"]) if options.device == "cuda" else None)
+    chain = transforms.Compose([
+        transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), transforms.RandomRotation(1),
+        transforms.RandomGrayscale(0.1), transforms.PILToTensor(), transforms.ConvertImageDtype(torch.float),
+        transforms.Normalize(augment.MEAN.tolist(), augment.STD.tolist())])
+    data = datasets.ImageFolder(options.reference, chain)
+    sampler = DistributedSampler(data)
+    loader = DataLoader(data, options.batch_size // options.num_workers, sampler=sampler, drop_last=True,
+                        num_workers=max(1, os.cpu_count() // options.num_workers), pin_memory=True)
+    model = torch.nn.parallel.DistributedDataParallel(backbones.build(options.backbone).to(device))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    criterion, seen, seconds = torch.nn.CrossEntropyLoss(), 0, 0.0
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        model.train()
+        start = time.perf_counter()
+        for images, labels in loader:
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = criterion(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if epoch:
+                seen += len(labels) * options.num_workers
+        loss.item()
+        seconds += (time.perf_counter() - start) if epoch else 0
+    if dist.get_rank() == 0:
+        print(json.dumps({"images_per_s": seen / seconds}))
+    dist.destroy_process_group()
+
+
+def export_jpegs(prepared: str, folder: str) -> str:
+    """The training crops as JPEG files, a folder a class."""
+    import cv2
+
+    from fer_ray import overview, prepare
+
+    index = prepare.read_index(prepared)
+    rows = index[index["split"] == "train"]
+    crops = overview.read_crops(prepared, rows)
+    for row in rows.to_dict("records"):
+        Path(folder, row["expression"]).mkdir(parents=True, exist_ok=True)
+        crop = crops[row["image"]]
+        bgr = crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
+        cv2.imwrite(f"{folder}/{row['expression']}/{row['row']}.jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    return folder
+
+
+def main() -> None:
+    """Print every round and, last, JSON."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prepared", help="folder of a prepared set")
+    parser.add_argument("--backbones", nargs="+", default=["alexnet", "efficientnet_lite0"])
+    parser.add_argument("--images", type=int, default=320, help="training images of an epoch")
+    parser.add_argument("--batch_size", type=int, default=32, help="images of a step over all processes")
+    parser.add_argument("--num_workers", type=int, default=1, help="training processes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--reference", help=argparse.SUPPRESS)
+    parser.add_argument("--backbone", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.reference:
+        reference_loop(options)
+        return
+    import job
+
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
+    start = time.time()
+    job.connect()
+    print(f"{device}; ray.init {time.time() - start:.1f} s", flush=True)
+    results = {}
+    with tempfile.TemporaryDirectory(dir=Path(options.prepared).parent) as out:
+        prepared = subset(options.prepared, f"{out}/set", options.images)
+        jpegs = export_jpegs(prepared, f"{out}/jpegs")
+        for backbone in options.backbones:
+            rounds = []
+            for _ in range(options.rounds):
+                a, b, c = ours(prepared, out, backbone, options), limit(backbone, options), reference(jpegs, backbone,
+                                                                                                    options)
+                rounds.append(a | {"limit": b, "reference": c, "ratio_to_limit": a["images_per_s"] / b,
+                                   "ratio_to_reference": a["images_per_s"] / c})
+                print(backbone, json.dumps({k: round(v, 3) for k, v in rounds[-1].items()}), flush=True)
+            results[backbone] = {k: round(statistics.median(r[k] for r in rounds), 3) for k in rounds[0]}
+    print(json.dumps({"device": device, "date": date.today().isoformat(), "num_workers": options.num_workers,
+                      "batch_size": options.batch_size, **results}))
+
+
+if __name__ == "__main__":
+    main()
