@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -315,6 +316,8 @@ def check(config: Config) -> Config:
     for key in ("warmup_epochs", "clip_norm", "weight_decay", "cache_gb", "checkpoint_every_steps", "max_failures"):
         if not getattr(t, key) >= 0:
             problems.append(f"train.{key}: {getattr(t, key)} must not be negative")
+    if t.mlflow and not importlib.util.find_spec("mlflow"):
+        problems.append("train.mlflow: needs the package mlflow: pip install 'fer_ray[mlflow]'")
     if t.nesterov and t.momentum == 0:
         problems.append("train.nesterov: needs train.momentum greater than 0")
     if not 0 <= t.min_workers <= t.num_workers:

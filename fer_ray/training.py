@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -43,8 +42,6 @@ def train(config: Config, prepared: str) -> str:
     from ray.train.torch import TorchTrainer
 
     t = config.train
-    if t.mlflow and not importlib.util.find_spec("mlflow"):
-        raise ConfigError("train.mlflow: needs the package mlflow: pip install 'fer_ray[mlflow]'")
     run = storage.absolute(storage.join(config.storage, "runs", config.name))
     fingerprint = storage.read_json(storage.join(prepared, "prepared.json"))["fingerprint"]
     run_id = _claim(run, t, fingerprint)
