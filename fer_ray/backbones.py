@@ -92,7 +92,7 @@ def _timm():
     try:
         import timm
     except ImportError:
-        raise ConfigError("train.backbone: timm:NAME needs the package timm: pip install 'fer_ray[timm]'") from None
+        raise ConfigError("train.backbone: timm:NAME needs the package timm: pip install -e '.[timm]'") from None
     return timm
 
 

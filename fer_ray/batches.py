@@ -58,8 +58,7 @@ def concat(parts: list[Crops]) -> Crops:
 
 
 def _load_part(uri: str, part: int, rows: np.ndarray, expressions: list[str]) -> Crops:
-    table = prepare.read_part(uri, part).select(["row", "crop"]).to_pydict()
-    encoded = dict(zip(table["row"], table["crop"], strict=True))
+    encoded = prepare.read_part(uri, part)
     images = [prepare.decode_crop(encoded[int(r)]) for r in rows]
     return Crops(images, np.array([EXPRESSIONS.index(e) for e in expressions]), rows.copy())
 
@@ -216,8 +215,7 @@ def _load_window(batch: dict, uri: str, seed: int, epoch: int | None) -> dict:
     for rows, parts in zip(batch["rows"], batch["parts"], strict=True):
         encoded = {}
         for part in np.unique(parts):
-            table = prepare.read_part(uri, int(part)).select(["row", "crop"]).to_pydict()
-            encoded |= dict(zip(table["row"], table["crop"], strict=True))
+            encoded |= prepare.read_part(uri, int(part))
         for row in rows:
             crop = prepare.decode_crop(encoded[int(row)])
             pictures.append(augment.eval_transform(crop) if epoch is None

@@ -317,7 +317,7 @@ def check(config: Config) -> Config:
         if not getattr(t, key) >= 0:
             problems.append(f"train.{key}: {getattr(t, key)} must not be negative")
     if t.mlflow and not importlib.util.find_spec("mlflow"):
-        problems.append("train.mlflow: needs the package mlflow: pip install 'fer_ray[mlflow]'")
+        problems.append("train.mlflow: needs the package mlflow: pip install -e '.[mlflow]'")
     if t.nesterov and t.momentum == 0:
         problems.append("train.nesterov: needs train.momentum greater than 0")
     if not 0 <= t.min_workers <= t.num_workers:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import io
 import shlex
 import sys
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from fer_ray import backbones, batches, checkpoints, inference, metrics, storage, tracking
+from fer_ray import backbones, batches, checkpoints, inference, metrics, prepare, storage, tracking
 from fer_ray.config import Config, to_dict
 from fer_ray.manifest import EXPRESSIONS, DataError
 
@@ -86,7 +84,7 @@ def _balanced(truth: np.ndarray, guess: np.ndarray, score) -> float:
 
 def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, description: dict, scores: dict,
               history: list[dict]) -> dict:
-    leaks = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(prepared, "leaks.parquet")))).to_pylist()
+    leaks = prepare.read_table(prepared, "leaks").to_dict("records")
     told = ("split", "remarks", "leaks", "conflicts", "near_duplicates", "counts", "rejected", "fingerprint")
     trained = description["config"]["train"]
     return {

@@ -60,7 +60,9 @@ def predict(prepared: str, splits: list[str], batch_size: int, checkpoint: str =
 
 
 def _read_crops(batch: dict, prepared: str) -> dict:
-    tables = [prepare.read_part(prepared, int(p)).select(["row", "crop"]).to_pandas().set_index("row").loc[list(rows)]
-              for p, rows in zip(batch["part"], batch["rows"], strict=True)]
-    joined = pd.concat(tables)
-    return {"row": joined.index.to_numpy(), "crop": joined["crop"].to_numpy()}
+    found = []
+    for part, rows in zip(batch["part"], batch["rows"], strict=True):
+        encoded = prepare.read_part(prepared, int(part))
+        found += [(int(r), encoded[int(r)]) for r in rows]
+    numbers, crops = zip(*found, strict=True)
+    return {"row": np.array(numbers), "crop": np.array(crops, object)}

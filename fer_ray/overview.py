@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import cv2
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from fer_ray import pixels, prepare, report, splits, storage
 
@@ -19,7 +16,7 @@ def write(prepared: str, name: str) -> str:
     """Write `prepare.html` into the prepared set; its URI. Raises: manifest.DataError if the set is not complete."""
     summary = storage.read_json(storage.join(prepared, "prepared.json"))
     index = prepare.read_index(prepared)
-    leaks, conflicts, rejected = (read_table(prepared, t) for t in ("leaks", "conflicts", "rejected"))
+    leaks, conflicts, rejected = (prepare.read_table(prepared, t) for t in ("leaks", "conflicts", "rejected"))
     within = _within(prepared, index)
     pairs = {kind: [(t["example_a"], t["example_b"]) for t in table.to_dict("records")][:PAIRS]
              for kind, table in (("leaks", _worst(leaks)), ("conflicts", conflicts), ("duplicates", within))}
@@ -39,17 +36,12 @@ def write(prepared: str, name: str) -> str:
     return target
 
 
-def read_table(prepared: str, name: str) -> pd.DataFrame:
-    """`leaks`, `conflicts` or `rejected` of a prepared set."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(prepared, f"{name}.parquet")))).to_pandas()
-
-
-def montage(prepared: str, seed: int, per_class: int = MONTAGE) -> list[dict]:
+def montage(prepared: str, seed: int) -> list[dict]:
     """Crops of each class, different people first: dicts of `crop` (uint8 [256, 256(, 3)]), `expression`, `split`."""
     index = prepare.read_index(prepared)
     index["turn"] = index.groupby(["expression", "subject"], dropna=False).cumcount()
     chosen = (index.sample(frac=1, random_state=seed).sort_values("turn", kind="stable")
-              .groupby("expression").head(per_class).sort_values(["expression", "turn"]))
+              .groupby("expression").head(MONTAGE).sort_values(["expression", "turn"]))
     crops = read_crops(prepared, chosen)
     return [{"crop": crops[r["image"]], "expression": r["expression"], "split": r["split"]}
             for r in chosen.to_dict("records")]
@@ -59,8 +51,8 @@ def read_crops(prepared: str, rows: pd.DataFrame) -> dict[str, np.ndarray]:
     """The crops of index rows by image, uint8 [256, 256(, 3)]."""
     crops: dict[str, np.ndarray] = {}
     for part, group in rows.groupby("part"):
-        table = prepare.read_part(prepared, int(part)).select(["row", "crop"]).to_pandas().set_index("row")["crop"]
-        crops |= {r["image"]: prepare.decode_crop(table[r["row"]]) for r in group.to_dict("records")}
+        encoded = prepare.read_part(prepared, int(part))
+        crops |= {r["image"]: prepare.decode_crop(encoded[r["row"]]) for r in group.to_dict("records")}
     return crops
 
 

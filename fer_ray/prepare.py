@@ -67,12 +67,19 @@ def read_index(uri: str) -> pd.DataFrame:
     """The index of a prepared set. Raises: FileNotFoundError, manifest.DataError if it is not complete."""
     if not is_complete(uri):
         raise manifest.DataError(f"{uri}: no complete prepared set (prepared.json is missing); run jobs/prepare.py")
-    return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(uri, "index.parquet")))).to_pandas()
+    return read_table(uri, "index")
 
 
-def read_part(uri: str, part: int) -> pa.Table:
-    """One file of crops, see the module's docstring."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(_part(uri, part))))
+def read_table(uri: str, name: str) -> pd.DataFrame:
+    """`index`, `leaks`, `conflicts` or `rejected` of a prepared set."""
+    return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(uri, f"{name}.parquet")))).to_pandas()
+
+
+def read_part(uri: str, part: int) -> dict[int, bytes]:
+    """The encoded crops of one part by row number."""
+    content = io.BytesIO(storage.read_bytes(_part(uri, part)))
+    table = pq.read_table(content, columns=["row", "crop"]).to_pydict()
+    return dict(zip(table["row"], table["crop"], strict=True))
 
 
 def decode_crop(encoded: bytes) -> np.ndarray:

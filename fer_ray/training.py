@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -80,6 +81,7 @@ def train(config: Config, prepared: str) -> str:
     return run
 
 
+@functools.lru_cache(maxsize=1)  # a job asks before Ray starts and again when it trains
 def start_state(t: TrainConfig) -> dict[str, torch.Tensor]:
     """State dict that training starts from: ImageNet's, random, a file's, or that of one of our own checkpoints.
 

@@ -16,7 +16,8 @@ from fer_ray import config as configuration  # noqa: E402
 from fer_ray import storage  # noqa: E402
 
 # Ray's own progress is for developers of Ray; must be set before Ray is imported. Train's controller takes a report
-# each time it polls: every 2 s by itself, which short epochs wait for; every 0.2 s costs 5 % of two cores.
+# each time it polls: every 2 s by itself, which short epochs wait for; every 0.2 s takes
+# the network a few percent of two cores.
 QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
          "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
          "RAY_AUTH_MODE": "token",

@@ -41,7 +41,7 @@ def run_audit(config: Config) -> str:
         index[column] = parts[column].to_numpy()
     summary |= prepare.audit(uri, index)
     storage.write_json(storage.join(uri, "prepared.json"), summary)
-    leaks = overview.read_table(uri, "leaks")
+    leaks = prepare.read_table(uri, "leaks")
     print(leaks.to_string(index=False) if len(leaks) else "no leak across splits", flush=True)
     print(f"leaks {summary['leaks']}, near-duplicates in the whole set {summary['near_duplicates']}, same picture with "
           f"different expressions {summary['conflicts']}", flush=True)

@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -12,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from cluster.conftest import command, environment
 
 from fer_ray.datasets.sample import write_sample
 
-REPO = Path(__file__).parents[2]
 TRAIN = ["--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8",
          "--train.num_workers", "2"]
 SOURCES = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]']
@@ -23,9 +21,8 @@ SOURCES = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaff
 
 def job(verb: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
     # from another folder, as a user would: nothing may depend on the working directory
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return subprocess.run([sys.executable, str(REPO / "jobs" / f"{verb}.py"), *options], cwd=cwd, env=env,
-                          capture_output=True, text=True, timeout=220)
+    return subprocess.run(command(verb, *options), cwd=cwd, env=environment(), capture_output=True, text=True,
+                          timeout=220)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def test_overrides_win_over_the_file():
     (["--split.folds", "2", "--split.fold", "5"], ["split.folds", "at least 3", "split.fold: 5"]),
     (["--train.nesterov", "true", "--train.momentum", "0"], ["train.nesterov"]),
     (["--train.min_workers", "3", "--train.clip_norm", "-1"], ["train.min_workers", "train.clip_norm"]),
-    (["--faces.detector", "yunet", "--train.mlflow", "http://x"], ["faces.model", "fer_ray[mlflow]"]),
+    (["--faces.detector", "yunet", "--train.mlflow", "http://x"], ["faces.model", ".[mlflow]"]),
 ])
 def test_one_line_names_all_that_is_wrong(argv, words):
     with pytest.raises(config.ConfigError) as error:
