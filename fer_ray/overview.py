@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from fer_ray import pixels, prepare, report, splits, storage
+from fer_ray import pixels, prepare, report, storage
 
 PAIRS, EXAMPLES, REASONS = 8, 6, 6  # how many pictures a figure shows
 MONTAGE = 8
@@ -17,7 +17,7 @@ def write(prepared: str, name: str) -> str:
     summary = storage.read_json(storage.join(prepared, "prepared.json"))
     index = prepare.read_index(prepared)
     leaks, conflicts, rejected = (prepare.read_table(prepared, t) for t in ("leaks", "conflicts", "rejected"))
-    within = _within(prepared, index)
+    within = _within(index)
     pairs = {kind: [(t["example_a"], t["example_b"]) for t in table.to_dict("records")][:PAIRS]
              for kind, table in (("leaks", _worst(leaks)), ("conflicts", conflicts), ("duplicates", within))}
     wanted = {image for chosen in pairs.values() for pair in chosen for image in pair}
@@ -62,12 +62,9 @@ def _worst(leaks: pd.DataFrame) -> pd.DataFrame:
     return leaks.sort_values("kind", key=lambda k: k.map(order), kind="stable")
 
 
-def _within(prepared: str, index: pd.DataFrame) -> pd.DataFrame:
+def _within(index: pd.DataFrame) -> pd.DataFrame:
     """A pair of each cluster of near-duplicates in one split, without the frames of one video."""
-    parts = prepare.read_metadata(prepared, int(index["part"].max()) + 1).set_index("row")
-    cluster = splits.near_duplicates(parts.loc[index["row"]])
-    rows = index.assign(cluster=cluster)
-    rows = rows[~rows.duplicated(["cluster", "sequence"]) | rows["sequence"].isna()]
+    rows = index[~index.duplicated(["cluster", "sequence"]) | index["sequence"].isna()]
     clusters = rows[rows.duplicated("cluster", keep=False)].groupby("cluster")
     pairs = [(g["image"].iloc[0], g["image"].iloc[1]) for _, g in clusters if g["split"].nunique() == 1]
     return pd.DataFrame(pairs, columns=["example_a", "example_b"])

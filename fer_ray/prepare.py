@@ -2,9 +2,9 @@
 
 A prepared set is a folder:
 - `images/part-NNNNN.parquet`: one row an image, `_PART_SCHEMA`; `crop` is a PNG of 256 x 256, 1 or 3 channels;
-- `index.parquet`: one row an image: the manifest's columns, those of the parts without the pictures, `part`, `split`,
-  and `fold` in cross-validation. The split stands here and not beside the pixels, so that another split never decodes
-  an image again;
+- `index.parquet`: one row an image: the manifest's columns, those of the parts without the pictures, `part`, `cluster`
+  (near-duplicates share a number), `split`, and `fold` in cross-validation. The split stands here and not beside the
+  pixels, so that another split never decodes an image again;
 - `rejected.parquet`, `leaks.parquet`, `conflicts.parquet`;
 - `prepared.json`: counts, fingerprint and configuration, written last: without it the set is not complete.
 """
@@ -22,15 +22,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray import faces, manifest, pixels, splits, storage
+from fer_ray import duplicates, faces, manifest, pixels, splits, storage
 from fer_ray.config import Config, FacesConfig, to_dict
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PART_ROWS = 128  # fixed, so that the parts do not depend on the number of workers
 _META = [("row", pa.int64()), ("box", pa.list_(pa.int32())), ("face_found", pa.bool_()), ("width", pa.int32()),
          ("height", pa.int32()), ("channels", pa.int8()), ("digest", pa.string()),
-         *((name, pa.uint64()) for name in splits.HASHES),
-         *((name, pa.binary()) for name in splits.THUMBNAILS)]
+         *((name, pa.uint64()) for name in duplicates.HASHES),
+         *((name, pa.binary()) for name in duplicates.THUMBNAILS)]
 _PART_SCHEMA = pa.schema([*_META, ("crop", pa.binary())])
 
 
@@ -158,7 +158,7 @@ def _crop_one(image: str, face: list[int] | None, cropped: bool | None, config: 
     return {"box": [int(v) for v in box or (0, 0, width, height)], "face_found": box is not None,
             "width": width, "height": height, "channels": 1 if picture.ndim == 2 else 3,
             "digest": hashlib.blake2b(crop.tobytes(), digest_size=16).hexdigest(),
-            **splits.looks_of(crop, picture), "crop": encoded}
+            **duplicates.looks_of(crop, picture), "crop": encoded}
 
 
 def _write_index(uri: str, config: Config, data: manifest.Manifest, reasons: dict[int, str], request: str) -> None:
@@ -169,6 +169,8 @@ def _write_index(uri: str, config: Config, data: manifest.Manifest, reasons: dic
         raise manifest.DataError(f"{config.data.root}: none of {len(before)} images gave a face ({why.index[0]}: "
                                  f"{why.iloc[0]}); see faces.already_cropped and faces.on_no_face")
     index = before.merge(read_metadata(uri, -(-len(before) // PART_ROWS)), on="row", validate="one_to_one")
+    index["cluster"] = duplicates.clusters(index)
+    index = index.drop(columns=duplicates.THUMBNAILS)
     by, seed = config.split.by, config.split.seed
     if config.split.folds:
         index["fold"] = splits.folds(index, by, config.split.folds, seed)
@@ -178,7 +180,7 @@ def _write_index(uri: str, config: Config, data: manifest.Manifest, reasons: dic
     lost = before.loc[sorted(reasons), ["image", "dataset", "expression"]]
     rejected = pa.concat_tables([data.rejected, pa.Table.from_pandas(
         lost.assign(reason=[reasons[r] for r in lost.index]), schema=manifest.REJECT_SCHEMA, preserve_index=False)])
-    _write_table(uri, "index", pa.Table.from_pandas(index.drop(columns=splits.THUMBNAILS), preserve_index=False))
+    _write_table(uri, "index", pa.Table.from_pandas(index, preserve_index=False))
     _write_table(uri, "rejected", rejected)
     audited = audit(uri, index)
     summary = {
@@ -206,7 +208,7 @@ def audit(uri: str, index: pd.DataFrame) -> dict:
     leaks, conflicts = splits.audit(index), splits.conflicts(index)
     _write_table(uri, "leaks", pa.Table.from_pandas(leaks, preserve_index=False))
     _write_table(uri, "conflicts", pa.Table.from_pandas(conflicts, preserve_index=False))
-    copies = len(index) - int(splits.near_duplicates(index).max() + 1)
+    copies = len(index) - index["cluster"].nunique()
     return {"leaks": splits.summarize(leaks), "conflicts": len(conflicts), "near_duplicates": copies}
 
 

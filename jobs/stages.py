@@ -6,7 +6,7 @@ import dataclasses
 
 import job
 
-from fer_ray import augment, comparison, evaluation, metrics, overview, prepare, report, splits, storage, training
+from fer_ray import augment, comparison, evaluation, metrics, overview, prepare, report, storage, training
 from fer_ray.config import Config
 from fer_ray.datasets import read_manifest
 
@@ -36,9 +36,6 @@ def run_audit(config: Config) -> str:
     uri = job.prepared_uri(config)
     index = prepare.read_index(uri)
     summary = storage.read_json(storage.join(uri, "prepared.json"))
-    parts = prepare.read_metadata(uri, int(index["part"].max()) + 1).set_index("row").loc[index["row"]]
-    for column in splits.THUMBNAILS:
-        index[column] = parts[column].to_numpy()
     summary |= prepare.audit(uri, index)
     storage.write_json(storage.join(uri, "prepared.json"), summary)
     leaks = prepare.read_table(uri, "leaks")

@@ -1,7 +1,7 @@
 """What the leak audit finds: `python scripts/measure_duplicates.py --root FOLDER [--images N]`.
 
 Takes photographs, makes a copy of each in several ways, finds and crops all faces, and counts how many copies
-`splits.near_duplicates` links to their original, and how many pairs of originals it links (false alarms, unless the
+`duplicates.clusters` links to their original, and how many pairs of originals it links (false alarms, unless the
 folder holds copies). The last line is JSON.
 """
 
@@ -18,7 +18,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
-from fer_ray import faces, pixels, splits  # noqa: E402
+from fer_ray import duplicates, faces, pixels  # noqa: E402
 from fer_ray.config import FacesConfig  # noqa: E402
 
 
@@ -43,7 +43,7 @@ COPIES = {
 def looks(picture: np.ndarray, finder) -> dict | None:
     """What the audit compares, or None if there is no face."""
     box = finder.find(picture)
-    return None if box is None else splits.looks_of(faces.cut(picture, box, 0.2), picture)
+    return None if box is None else duplicates.looks_of(faces.cut(picture, box, 0.2), picture)
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
         if (found := looks(picture, finder)) is not None:
             originals.append(found)
             pictures.append(picture)
-    cluster = splits.near_duplicates(pd.DataFrame(originals))
+    cluster = duplicates.clusters(pd.DataFrame(originals))
     sizes = np.bincount(cluster)
     alarms, pairs = int((sizes * (sizes - 1) // 2).sum()), len(originals) * (len(originals) - 1) // 2
     print(f"{len(originals)} photographs, {pairs} pairs, {alarms} of them linked")
@@ -70,7 +70,7 @@ def main() -> None:
     for name, change in COPIES.items():
         copies = [(i, looks(change(pictures[i]), finder)) for i in range(0, len(originals), step)]
         seen = [(i, c) for i, c in copies if c is not None]
-        linked = splits.near_duplicates(pd.DataFrame([*originals, *(c for _, c in seen)]))
+        linked = duplicates.clusters(pd.DataFrame([*originals, *(c for _, c in seen)]))
         hits = sum(linked[i] == linked[len(originals) + k] for k, (i, _) in enumerate(seen))
         found_share[name] = round(hits / len(seen), 3)
         print(f"{name:28} {hits} of {len(seen)} copies found ({hits / len(seen):.1%}); "

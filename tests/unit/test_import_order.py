@@ -19,6 +19,7 @@ ORDER = {
     "pixels": False,
     "datasets": False,
     "faces": False,
+    "duplicates": False,
     "splits": False,
     "augment": False,
     "prepare": True,

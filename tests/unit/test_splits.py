@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer_ray import splits
+from fer_ray import duplicates, splits
 from fer_ray.manifest import EXPRESSIONS, DataError
 
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -25,10 +25,16 @@ def people(num_subjects: int, seed: int, max_images: int = 12) -> pd.DataFrame:
         for subject in range(num_subjects)
         for number in range(rng.integers(1, max_images + 1))
     ]
-    hashes = rng.integers(0, 2**63, (len(rows), len(splits.HASHES)), dtype=np.uint64)  # nobody looks like another
-    thumbnails = [rng.integers(0, 256, splits.THUMBNAIL_SIDE**2, dtype=np.uint8).tobytes() for _ in rows]
-    return pd.DataFrame(rows).assign(**dict(zip(splits.HASHES, hashes.T, strict=True)), face_thumbnail=thumbnails,
-                                     picture_thumbnail=thumbnails, digest=range(len(rows)), official=None)
+    hashes = rng.integers(0, 2**63, (len(rows), len(duplicates.HASHES)), dtype=np.uint64)  # nobody looks like another
+    thumbnails = [rng.integers(0, 256, duplicates.THUMBNAIL_SIDE**2, dtype=np.uint8).tobytes() for _ in rows]
+    return pd.DataFrame(rows).assign(**dict(zip(duplicates.HASHES, hashes.T, strict=True)), face_thumbnail=thumbnails,
+                                     picture_thumbnail=thumbnails, digest=range(len(rows)), official=None,
+                                     cluster=range(len(rows)))
+
+
+def linked(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the clusters of their looks."""
+    return rows.assign(cluster=duplicates.clusters(rows))
 
 
 def shares(assigned: np.ndarray) -> list[float]:
@@ -90,7 +96,7 @@ def test_rare_classes_give_no_warnings():
 def test_images_of_nobody_in_particular_stay_with_their_near_duplicates():
     rows = people(8, 0).assign(subject=None)
     copy = rows.iloc[[0]].assign(image="copy.png", subject="S001", face_hash=rows.face_hash[0] ^ np.uint64(5))
-    rows = pd.concat([rows, copy], ignore_index=True)
+    rows = linked(pd.concat([rows, copy], ignore_index=True))
     assigned = splits.assign(rows)
     assert assigned[0] == assigned[-1]
     assert "do not say who they show" in splits.remarks(rows, "subject")[0]
@@ -100,8 +106,9 @@ def test_one_person_under_two_names_stays_together():
     rows = people(20, 0)
     for seed in range(5):
         twin = rows.copy()
-        twin.loc[twin.subject == "S019", splits.LOOKS] = twin.loc[twin.subject == "S000", splits.LOOKS].iloc[0].values
-        split = splits.assign(twin, seed=seed)
+        looks = twin.loc[twin.subject == "S000", duplicates.LOOKS].iloc[0].values
+        twin.loc[twin.subject == "S019", duplicates.LOOKS] = looks
+        split = splits.assign(linked(twin), seed=seed)
         assert len(set(split[twin.subject.isin(["S000", "S019"])])) == 1
 
 
@@ -179,7 +186,7 @@ CHANGES = {
 
 def gallery(crops: list[np.ndarray], split: list[str]) -> pd.DataFrame:
     """Rows of different people, one crop each."""
-    return pd.DataFrame([splits.looks_of(crop, crop) for crop in crops]).assign(
+    return linked(pd.DataFrame([duplicates.looks_of(crop, crop) for crop in crops])).assign(
         image=[f"{number:04}.png" for number in range(len(crops))],
         subject=[f"S{number}" for number in range(len(crops))],
         expression="fear", sequence=None, split=split, digest=[crop.tobytes().hex()[:2000] for crop in crops])
@@ -204,9 +211,9 @@ def test_a_face_found_elsewhere_in_a_copy_is_still_a_near_duplicate():
     rows = gallery(crops, ["train"] * 29 + ["test"])
     whole = ["picture_hash", "picture_hash_flipped", "picture_thumbnail"]
     rows.loc[29, whole] = rows.loc[3, whole]
-    assert splits.audit(rows).empty  # the same background with another face is another person
+    assert splits.audit(linked(rows)).empty  # the same background with another face is another person
     rows.loc[29, "face_hash"] = rows.loc[3, "face_hash"] ^ np.uint64(0b1111_1111_1111)
-    assert list(splits.audit(rows).kind) == ["near_duplicate"]
+    assert list(splits.audit(linked(rows)).kind) == ["near_duplicate"]
 
 
 def test_the_same_picture_with_two_expressions_is_a_conflict_unless_it_is_a_video():
@@ -249,8 +256,8 @@ def test_clusters_agree_with_brute_force(seed):
     # of the near hashes some correlate at 0.99 and some do not; the last eight are mirrored
     grain = rng.choice([2.0, 9.0], (8, 8))[..., None, None] * rng.normal(size=(8, 8, 32, 32))
     thumbs = np.clip(np.concatenate([(scene + grain).reshape(-1, 32, 32), scene[:, :, ::-1]]), 0, 255).astype(np.uint8)
-    rows = pd.DataFrame(hashes, columns=splits.HASHES).assign(**{t: [p.tobytes() for p in thumbs]
-                                                                 for t in splits.THUMBNAILS})
+    rows = pd.DataFrame(hashes, columns=duplicates.HASHES).assign(**{t: [p.tobytes() for p in thumbs]
+                                                                 for t in duplicates.THUMBNAILS})
     parent = list(range(len(rows)))
 
     def root(i: int) -> int:
@@ -264,14 +271,15 @@ def test_clusters_agree_with_brute_force(seed):
             for f in (0, 1):
                 face, whole = bits(hashes[i, 0], hashes[j, f]), bits(hashes[i, 2], hashes[j, 2 + f])
                 other = thumbs[j][:, ::-1] if f else thumbs[j]
-                alike = np.corrcoef(thumbs[i].ravel(), other.ravel())[0, 1] >= splits.NEAR_CORRELATION
-                if alike and (face <= splits.NEAR_BITS or (whole <= splits.NEAR_BITS and face <= splits.STRANGER_BITS)):
+                alike = np.corrcoef(thumbs[i].ravel(), other.ravel())[0, 1] >= duplicates.NEAR_CORRELATION
+                by_picture = whole <= duplicates.NEAR_BITS and face <= duplicates.STRANGER_BITS
+                if alike and (face <= duplicates.NEAR_BITS or by_picture):
                     parent[root(i)] = root(j)
     expected = np.array([root(i) for i in range(len(rows))])
-    cluster = splits.near_duplicates(rows)
+    cluster = duplicates.clusters(rows)
     assert ((cluster[:, None] == cluster[None]) == (expected[:, None] == expected[None])).all()
 
 
 def test_empty_pictures_are_alike():
     rows = gallery([np.full((64, 64), v, np.uint8) for v in (0, 0, 255)] + [picture(0)], ["train"] * 4)
-    assert len(set(splits.near_duplicates(rows)[:3])) == 1
+    assert len(set(duplicates.clusters(rows)[:3])) == 1
