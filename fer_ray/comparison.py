@@ -4,7 +4,27 @@ from __future__ import annotations
 
 import pandas as pd
 
-from fer_ray import report, storage, tracking
+from fer_ray import figures, storage, tracking
+
+
+def matrix(reports: dict[str, dict]) -> dict:
+    """Balanced accuracy of each network (row) on each data set (column). `reports`: report.json by data set.
+
+    Returns: `names`, `scores` and `classes` [N][N], and `pairs`, a dict each.
+    """
+    names, pairs = list(reports), []
+    for trained_on, own in reports.items():
+        elsewhere = {a["name"]: a for a in own["also"]}
+        for tested_on in names:
+            scored = own if tested_on == trained_on else elsewhere[tested_on]
+            scores = scored["metrics"]
+            pairs.append({"trained_on": trained_on, "tested_on": tested_on, "left_out": scored.get("left_out", {}),
+                          "classes": sum(c["support"] > 0 for c in scores["per_class"].values()) if scores else 0,
+                          "balanced_accuracy": scores and scores["balanced_accuracy"],
+                          "images": scores["test_images"] if scores else 0})
+    rows = [pairs[i : i + len(names)] for i in range(0, len(pairs), len(names))]
+    return {"names": names, "pairs": pairs, "scores": [[p["balanced_accuracy"] for p in row] for row in rows],
+            "classes": [[p["classes"] for p in row] for row in rows]}
 
 
 def write(folder: str, root: str, names: list[str]) -> str:
@@ -23,6 +43,6 @@ def write(folder: str, root: str, names: list[str]) -> str:
             "test_balanced_accuracy": result["balanced_accuracy"], "test_ci95": result["balanced_accuracy_ci95"],
             "test_accuracy": result["accuracy"], "result": storage.join(run, "result.json"),
         })
-    storage.write_bytes(storage.join(folder, "compare.png"), report.png(report.comparison_figure(curves)))
+    storage.write_bytes(storage.join(folder, "compare.png"), figures.png(figures.comparison_figure(curves)))
     storage.write_json(storage.join(folder, "compare.json"), {"runs": rows})
     return pd.DataFrame(rows).drop(columns=["test_ci95", "result"]).to_string(index=False, float_format="{:.3f}".format)

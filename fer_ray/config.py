@@ -93,6 +93,8 @@ class TableConfig:
     """Regular expression with one group that finds the subject in the file name; empty: none."""
     split_column: str = ""
     """Column that holds train, val or test, for split.by official; empty: none."""
+    group_columns: list[str] = field(default_factory=list)
+    """Further columns, such as age or camera, that evaluate.groups may name."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,9 @@ class DataConfig:
     """Several data sets to join, each with `kind` and `root`; empty: `data.root` itself is the only one."""
     names: dict[str, str] = field(default_factory=dict)
     """Names or codes of the expressions in your own folders and tables, such as {"0": "anger"}."""
+    exclude: str = ""
+    """CSV with the column `image` (and `reason`) of images to leave out, such as a label audit's suspects.csv; empty:
+    none."""
     ckplus: CkPlusConfig = field(default_factory=CkPlusConfig)
     fer2013: Fer2013Config = field(default_factory=Fer2013Config)
     folder: FolderConfig = field(default_factory=FolderConfig)
@@ -150,9 +155,9 @@ class FacesConfig:
 class SplitConfig:
     """Who goes to train, val and test."""
 
-    by: Literal["subject", "sequence", "image", "official"] = "subject"
+    by: Literal["subject", "sequence", "image", "official", "test"] = "subject"
     """`subject`: nobody stands in two splits. `official`: the data set's own split. `image`: the paper's, which
-    leaks."""
+    leaks. `test`: every image is a test image, for a set that nothing is trained on."""
     folds: int = 0
     """Cross-validation: number of folds; 0: one split of 80/10/10."""
     fold: int = 0
@@ -238,6 +243,38 @@ class EvaluateConfig:
     """Images per forward pass."""
     floor: bool = False
     """Also score a logistic regression on the frozen ImageNet features of the same backbone and split."""
+    also: list[SourceConfig] = field(default_factory=list)
+    """Further data sets to score whole, each with `kind`, `root` and `name`: another data set, or the photographs of
+    one new person (the paper's Fig 16)."""
+    groups: list[str] = field(default_factory=lambda: ["dataset"])
+    """Columns whose values get results of their own: dataset, subject, sequence or one of data.table.group_columns."""
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """How a score is made from several runs (jobs/crossval.py)."""
+
+    kind: Literal["holdout", "folds", "seeds", "paper_vs_honest"] = "folds"
+    """`holdout`: one run. `folds`: each fold is the test split once. `seeds`: the same split, trained with several
+    seeds. `paper_vs_honest`: once split by image, as in the paper, and once by subject, all else equal."""
+    repeats: int = 5
+    """Number of folds or of seeds."""
+    parallel: int = 0
+    """Runs that train side by side; 0: as many as the cluster has CPUs (or GPUs) for."""
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """What only you can say in the report's model card."""
+
+    intended_use: str = "Research on facial expression recognition."
+    """What the model is for."""
+    limits: str = ""
+    """What it must not be used for, and for whom it was not tested, beside what the report says by itself."""
+    provenance: str = ""
+    """Where the data comes from and who agreed to its use."""
+    licence: str = ""
+    """Licence of each data set and, following from that, of the model."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +301,12 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    card: CardConfig = field(default_factory=CardConfig)
+    labels: bool = False
+    """jobs/audit.py: also look for wrong labels, by the predictions of folds that are trained for it."""
+    retrain: bool = False
+    """jobs/audit.py --labels: train the folds again without the suspects and compare."""
 
 
 def load(argv: list[str], description: str = "") -> Config:
@@ -278,7 +321,7 @@ def load(argv: list[str], description: str = "") -> Config:
     parser.add_class_arguments(Config)
     _check_keys(argv)
     try:
-        parsed = parser.parse_args(argv)
+        parsed = parser.parse_args(_spelled_out(argv))
     except Exception as error:  # jsonargparse wraps every bad value in its own classes
         raise ConfigError(" ".join(str(error).split())) from None
     config = parser.instantiate(parsed)
@@ -286,13 +329,13 @@ def load(argv: list[str], description: str = "") -> Config:
     return check(Config(**values))
 
 
-def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
-    """All keys in dotted form, sections included."""
-    keys = []
+def known_keys(cls: type = Config, prefix: str = "") -> dict[str, type]:
+    """All keys in dotted form, sections included, with their types."""
+    keys = {}
     for name, kind in get_type_hints(cls).items():
-        keys.append(prefix + name)
+        keys[prefix + name] = kind
         if dataclasses.is_dataclass(kind):
-            keys += known_keys(kind, f"{prefix}{name}.")
+            keys |= known_keys(kind, f"{prefix}{name}.")
     return keys
 
 
@@ -331,11 +374,25 @@ def check(config: Config) -> Config:
     if config.faces.detector == "yunet" and not config.faces.model:
         problems.append("faces.model: detector yunet needs its model file")
     f = config.split
-    if f.folds and (f.folds < 3 or f.by == "official"):
+    if f.folds and (f.folds < 3 or f.by in ("official", "test")):
         problems.append(f"split.folds: {f.folds} with split.by {f.by}; at least 3 folds (test, val, train), and not "
-                        "beside an official split")
+                        "with split.by official or test")
     if not 0 <= f.fold < max(1, f.folds):
         problems.append(f"split.fold: {f.fold} must lie in [0, {max(1, f.folds)})")
+    p = config.protocol
+    least = 3 if p.kind == "folds" else 1
+    if p.repeats < least or p.parallel < 0:
+        problems.append(f"protocol: {p.kind} needs repeats ({p.repeats}) of at least {least} and parallel "
+                        f"({p.parallel}) of at least 0")
+    unnamed = [s.root for s in config.evaluate.also if not s.name or "/" in s.name]
+    if unnamed or len({s.name for s in config.evaluate.also}) < len(config.evaluate.also):
+        problems.append(f"evaluate.also: each data set needs a plain name of its own (without: {unnamed or 'twins'})")
+    groups = {"dataset", "subject", "sequence", *config.data.table.group_columns}
+    for group in set(config.evaluate.groups) - groups:
+        problems.append(f"evaluate.groups: unknown column {group!r}; known: {', '.join(sorted(groups))} (more by "
+                        "data.table.group_columns)")
+    if config.retrain and not config.labels:
+        problems.append("retrain: needs labels")
     if config.faces.enlarge < 0:
         problems.append(f"faces.enlarge: {config.faces.enlarge} must not be negative")
     if not 0 <= config.data.fer2013.min_agreement <= 1:
@@ -354,6 +411,13 @@ def to_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
+def _spelled_out(argv: list[str]) -> list[str]:
+    """`--labels` alone means `--labels true`."""
+    bare = {f"--{key}" for key, kind in known_keys().items() if kind is bool}
+    return [word for option, following in zip(argv, [*argv[1:], "--"], strict=True)
+            for word in ([option, "true"] if option in bare and following.startswith("--") else [option])]
+
+
 def _value(config: Config, key: str):
     for part in key.split("."):
         config = getattr(config, part)
@@ -362,7 +426,7 @@ def _value(config: Config, key: str):
 
 def _check_keys(argv: list[str]) -> None:
     """Name every unknown key, in the files and on the command line, with its nearest known one."""
-    problems, names = [], known_keys()
+    problems, names = [], list(known_keys())
     options = [a[2:].split("=")[0] for a in argv if a.startswith("--")]
     for option in options:
         if option not in (*names, "config", "help") and option.rstrip("+") not in names:

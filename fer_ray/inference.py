@@ -37,14 +37,12 @@ class Predictor:
         return {"row": batch["row"], "output": outputs}
 
 
-def predict(prepared: str, splits: list[str], batch_size: int, checkpoint: str = "", backbone: str = "",
-            use_gpu: bool = False) -> tuple[pd.DataFrame, np.ndarray]:
-    """Outputs of a `Predictor` for the images of `splits`; (index rows, float32 [N, 8 or D]), ordered by row id."""
+def predict(prepared: str, index: pd.DataFrame, batch_size: int, checkpoint: str = "", backbone: str = "",
+            use_gpu: bool = False) -> np.ndarray:
+    """Outputs of a `Predictor` for these index rows of a prepared set; float32 [N, 8 or D], in their order."""
     import ray
     import ray.data
 
-    index = prepare.read_index(prepared)
-    index = index[index["split"].isin(splits)].sort_values("row").reset_index(drop=True)
     parts = [{"part": int(p), "rows": rows["row"].tolist()} for p, rows in index.groupby("part")]
     # a CPU stays free for the tasks that read: one actor that held them all would wait for ever
     cpus = 0.5 if ray.cluster_resources()["CPU"] < 2 else 1
@@ -56,7 +54,7 @@ def predict(prepared: str, splits: list[str], batch_size: int, checkpoint: str =
                                                  "threads": os.cpu_count() or 1})
              .take_all())
     outputs = {int(r["row"]): r["output"] for r in found}
-    return index, np.stack([outputs[r] for r in index["row"]])
+    return np.stack([outputs[r] for r in index["row"]])
 
 
 def _read_crops(batch: dict, prepared: str) -> dict:

@@ -20,7 +20,9 @@ SCHEMA = pa.schema([("image", pa.string()), ("expression", pa.string()), ("subje
                     ("dataset", pa.string()),
                     ("official", pa.string()),  # train, val or test where the data set's authors say so
                     ("face", pa.list_(pa.int32())),  # x, y, w, h in px where the data set says so
-                    ("cropped", pa.bool_())])  # the image is a face and nothing else: no search
+                    ("cropped", pa.bool_()),  # the image is a face and nothing else: no search
+                    ("groups", pa.string()),  # the user's own columns, as JSON
+                    ("excluded", pa.string())])  # why the user leaves it out
 REJECT_SCHEMA = pa.schema([("image", pa.string()), ("dataset", pa.string()), ("expression", pa.string()),
                            ("reason", pa.string())])
 

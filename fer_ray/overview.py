@@ -6,10 +6,12 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from fer_ray import pixels, prepare, report, storage
+from fer_ray import figures, pixels, prepare, report, storage
+from fer_ray.manifest import EXPRESSIONS
 
 PAIRS, EXAMPLES, REASONS = 8, 6, 6  # how many pictures a figure shows
 MONTAGE = 8
+SUSPECTS = 40  # of each class
 
 
 def write(prepared: str, name: str) -> str:
@@ -21,15 +23,15 @@ def write(prepared: str, name: str) -> str:
     pairs = {kind: [(t["example_a"], t["example_b"]) for t in table.to_dict("records")][:PAIRS]
              for kind, table in (("leaks", _worst(leaks)), ("conflicts", conflicts), ("duplicates", within))}
     wanted = {image for chosen in pairs.values() for pair in chosen for image in pair}
-    crops = read_crops(prepared, index[index["image"].isin(wanted)])
+    crops = prepare.read_crops(prepared, index[index["image"].isin(wanted)])
     titles = index.set_index("image").apply(lambda r: f"{r['expression']}, {r['split']}", axis=1)
-    pictures = {kind: report.data_uri(report.pairs_figure([[(crops[i], titles[i]) for i in pair] for pair in chosen]))
+    pictures = {kind: figures.data_uri(figures.pairs_figure([[(crops[i], titles[i]) for i in pair] for pair in chosen]))
                 if chosen else None for kind, chosen in pairs.items()}
-    pictures["crops"] = report.data_uri(report.crops_figure(montage(prepared, summary["config"]["split"]["seed"])))
-    pictures["bars"] = report.data_uri(report.bars_figure(summary["counts"]["after"]))
-    pictures["sizes"] = report.data_uri(report.sizes_figure(index))
+    pictures["crops"] = figures.data_uri(figures.crops_figure(montage(prepared, summary["config"]["split"]["seed"])))
+    pictures["bars"] = figures.data_uri(figures.bars_figure(summary["counts"]["after"]))
+    pictures["sizes"] = figures.data_uri(figures.sizes_figure(index))
     examples = _rejected_examples(rejected)
-    pictures["rejected"] = report.data_uri(report.examples_figure(examples)) if examples else None
+    pictures["rejected"] = figures.data_uri(figures.examples_figure(examples)) if examples else None
     page = report.render_prepared(name, summary, index, leaks.head(20).to_dict("records"), pictures)
     target = storage.join(prepared, "prepare.html")
     storage.write_bytes(target, page.encode())
@@ -42,18 +44,19 @@ def montage(prepared: str, seed: int) -> list[dict]:
     index["turn"] = index.groupby(["expression", "subject"], dropna=False).cumcount()
     chosen = (index.sample(frac=1, random_state=seed).sort_values("turn", kind="stable")
               .groupby("expression").head(MONTAGE).sort_values(["expression", "turn"]))
-    crops = read_crops(prepared, chosen)
+    crops = prepare.read_crops(prepared, chosen)
     return [{"crop": crops[r["image"]], "expression": r["expression"], "split": r["split"]}
             for r in chosen.to_dict("records")]
 
 
-def read_crops(prepared: str, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The crops of index rows by image, uint8 [256, 256(, 3)]."""
-    crops: dict[str, np.ndarray] = {}
-    for part, group in rows.groupby("part"):
-        encoded = prepare.read_part(prepared, int(part))
-        crops |= {r["image"]: prepare.decode_crop(encoded[r["row"]]) for r in group.to_dict("records")}
-    return crops
+def contact_sheets(prepared: str, suspects: pd.DataFrame) -> dict[str, list[dict]]:
+    """The first suspects of each class for `report.render_labels`. `suspects`: ranked, with `image`, `expression` and
+    `reason`."""
+    shown = suspects.groupby("expression").head(SUSPECTS)
+    index = prepare.read_index(prepared)
+    crops = prepare.read_crops(prepared, index[index["image"].isin(shown["image"])])
+    return {e: [{"crop": crops[r["image"]][::2, ::2], "title": r["reason"]}
+                for r in shown[shown["expression"] == e].to_dict("records")] for e in EXPRESSIONS}
 
 
 def _worst(leaks: pd.DataFrame) -> pd.DataFrame:

@@ -5,16 +5,20 @@ A prepared set is a folder:
 - `index.parquet`: one row an image: the manifest's columns, those of the parts without the pictures, `part`, `cluster`
   (near-duplicates share a number), `split`, and `fold` in cross-validation. The split stands here and not beside the
   pixels, so that another split never decodes an image again;
+- `splits/NAME/`: a prepared set like this one, split in another way; it has the same files but for the pictures;
 - `rejected.parquet`, `leaks.parquet`, `conflicts.parquet`;
 - `prepared.json`: counts, fingerprint and configuration, written last: without it the set is not complete.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import io
 import json
+import re
+from collections.abc import Collection
 
 import cv2
 import numpy as np
@@ -23,9 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray import duplicates, faces, manifest, pixels, splits, storage
-from fer_ray.config import Config, FacesConfig, to_dict
+from fer_ray.config import Config, FacesConfig, SplitConfig, to_dict
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 PART_ROWS = 128  # fixed, so that the parts do not depend on the number of workers
 _META = [("row", pa.int64()), ("box", pa.list_(pa.int32())), ("face_found", pa.bool_()), ("width", pa.int32()),
          ("height", pa.int32()), ("channels", pa.int8()), ("digest", pa.string()),
@@ -43,8 +47,9 @@ def prepare(config: Config, data: manifest.Manifest) -> str:
     """
     uri = storage.absolute(storage.join(config.storage, "prepared", config.prepared or config.name))
     faces.finder(config.faces)  # fails here, with its reason, rather than on a worker
-    crops_id = _digest(_sources(data.rows), data.rejected.to_pylist(), to_dict(config.faces))
-    request = _digest(crops_id, to_dict(config.split))
+    excluded = data.rows.column("excluded").to_pylist()
+    crops_id = _digest(_sources(data.rows.drop_columns("excluded")), data.rejected.to_pylist(), to_dict(config.faces))
+    request = _digest(crops_id, excluded, to_dict(config.split))
     if is_complete(uri) and storage.read_json(storage.join(uri, "prepared.json"))["request"] == request:
         return uri
     marker = storage.join(uri, "crops.json")
@@ -56,6 +61,27 @@ def prepare(config: Config, data: manifest.Manifest) -> str:
     rejected = write_parts(uri, data.rows, config.faces)
     _write_index(uri, config, data, rejected, request)
     return uri
+
+
+def resplit(uri: str, split: SplitConfig, without: Collection[str] = ()) -> str:
+    """Split a prepared set in another way; URI of the prepared set below it that shares its pictures.
+
+    `without`: images that neither train nor val may use; in test they stay. The same call again is a no-op.
+
+    Raises: manifest.DataError as `prepare`.
+    """
+    base = storage.read_json(storage.join(uri, "prepared.json"))
+    request = _digest(base["request"], dataclasses.asdict(split), sorted(without))
+    fold = f"-fold{split.fold}of{split.folds}" if split.folds else ""
+    target = storage.join(uri, "splits", f"{split.by}-seed{split.seed}{fold}" + ("-without" if without else ""))
+    if is_complete(target) and storage.read_json(storage.join(target, "prepared.json"))["request"] == request:
+        return target
+    index = _split(read_index(uri).drop(columns=["split", "fold"], errors="ignore"), split)
+    index = index[~index["image"].isin(without) | (index["split"] == "test")]
+    told = {"counts": base["counts"], "rejected": base["rejected"],
+            "config": base["config"] | {"split": dataclasses.asdict(split)}}
+    _write_split(target, index, read_table(uri, "rejected"), told, split, request)
+    return target
 
 
 def is_complete(uri: str) -> bool:
@@ -88,6 +114,15 @@ def decode_crop(encoded: bytes) -> np.ndarray:
     return crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
 
 
+def read_crops(uri: str, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The crops of index rows by image, uint8 [256, 256(, 3)]."""
+    crops: dict[str, np.ndarray] = {}
+    for part, group in rows.groupby("part"):
+        encoded = read_part(uri, int(part))
+        crops |= {r["image"]: decode_crop(encoded[r["row"]]) for r in group.to_dict("records")}
+    return crops
+
+
 def read_metadata(uri: str, num_parts: int) -> pd.DataFrame:
     """All columns of the first `num_parts` parts but the crops, and `part`."""
     filesystem, _ = storage.resolve(uri)
@@ -97,7 +132,8 @@ def read_metadata(uri: str, num_parts: int) -> pd.DataFrame:
 
 
 def _part(uri: str, part: int) -> str:
-    return storage.join(uri, "images", f"part-{part:05d}.parquet")
+    # another split of a set lies below it and has its pictures
+    return storage.join(re.sub(r"/splits/[^/]+$", "", uri), "images", f"part-{part:05d}.parquet")
 
 
 def write_parts(uri: str, rows: pa.Table, config: FacesConfig) -> dict[int, str]:
@@ -171,36 +207,41 @@ def _write_index(uri: str, config: Config, data: manifest.Manifest, reasons: dic
     index = before.merge(read_metadata(uri, -(-len(before) // PART_ROWS)), on="row", validate="one_to_one")
     index["cluster"] = duplicates.clusters(index)
     index = index.drop(columns=duplicates.THUMBNAILS)
-    by, seed = config.split.by, config.split.seed
-    if config.split.folds:
-        index["fold"] = splits.folds(index, by, config.split.folds, seed)
-        index["split"] = splits.of_fold(index["fold"].to_numpy(), config.split.fold)
-    else:
-        index["split"] = splits.assign(index, by=by, seed=seed)
-    lost = before.loc[sorted(reasons), ["image", "dataset", "expression"]]
-    rejected = pa.concat_tables([data.rejected, pa.Table.from_pandas(
-        lost.assign(reason=[reasons[r] for r in lost.index]), schema=manifest.REJECT_SCHEMA, preserve_index=False)])
+    index = _split(index[index["excluded"].isna()].drop(columns="excluded"), config.split)
+    reasons = before["excluded"].dropna().to_dict() | reasons
+    lost = before.loc[sorted(reasons), ["image", "dataset", "expression"]].assign(
+        reason=[reasons[r] for r in sorted(reasons)])
+    rejected = pd.concat([data.rejected.to_pandas(), lost], ignore_index=True)
+    told = {"counts": {"read": _counts(pd.concat([before, data.rejected.to_pandas()])), "before": _counts(before)},
+            "rejected": {str(k): int(v) for k, v in rejected["reason"].value_counts().items()},
+            "config": {k: v for k, v in to_dict(config).items() if k in ("data", "faces", "split")}}
+    _write_split(uri, index, rejected, told, config.split, request)
+
+
+def _split(index: pd.DataFrame, split: SplitConfig) -> pd.DataFrame:
+    """The index with the columns `split` and, in cross-validation, `fold`."""
+    if not split.folds:
+        return index.assign(split=splits.assign(index, by=split.by, seed=split.seed))
+    fold = splits.folds(index, split.by, split.folds, split.seed)
+    return index.assign(fold=fold, split=splits.of_fold(fold, split.fold))
+
+
+def _write_split(uri: str, index: pd.DataFrame, rejected: pd.DataFrame, told: dict, split: SplitConfig,
+                 request: str) -> None:
+    """Audit a split and write all files of a prepared set but the pictures; `prepared.json` last."""
     _write_table(uri, "index", pa.Table.from_pandas(index, preserve_index=False))
-    _write_table(uri, "rejected", rejected)
-    audited = audit(uri, index)
-    summary = {
+    _write_table(uri, "rejected", pa.Table.from_pandas(rejected, schema=manifest.REJECT_SCHEMA, preserve_index=False))
+    storage.write_json(storage.join(uri, "prepared.json"), told | audit(uri, index) | {
         "schema_version": SCHEMA_VERSION,
         "request": request,
         # of what the set holds, wherever and from whatever path it was made
         "fingerprint": _digest(index[["dataset", "expression", "subject", "split", "digest"]]
                                .astype(object).where(lambda t: t.notna(), None).values.tolist()),
-        "split": by,
-        "folds": config.split.folds,
-        "remarks": splits.remarks(index, by),
-        "counts": {"read": _counts(pa.concat_tables([data.rows.select(["dataset", "expression"]),
-                                                     data.rejected.select(["dataset", "expression"])]).to_pandas()),
-                   "before": _counts(before),
-                   "after": _nested(index, ["dataset", "split", "expression"])},
-        "rejected": {str(k): int(v) for k, v in rejected.to_pandas()["reason"].value_counts().items()},
-        **audited,
-        "config": {k: v for k, v in to_dict(config).items() if k in ("data", "faces", "split")},
-    }
-    storage.write_json(storage.join(uri, "prepared.json"), summary)
+        "split": split.by,
+        "folds": split.folds,
+        "remarks": splits.remarks(index, split.by),
+        "counts": told["counts"] | {"after": _nested(index, ["dataset", "split", "expression"])},
+    })
 
 
 def audit(uri: str, index: pd.DataFrame) -> dict:

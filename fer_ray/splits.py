@@ -39,6 +39,7 @@ def assign(
             name (columns `subject` and `cluster`); an image of nobody in particular stays with its
             near-duplicates. `sequence`: a video; a still is one of its own. `image`: nothing. `official`: the data
             set's own split (column `official`); val is cut from train, and val serves as test, where one lacks.
+            `test`: every image is a test image.
         fractions: shares of train, val and test.
 
     Returns: str [N] in the order of `rows`.
@@ -48,6 +49,8 @@ def assign(
         ValueError: an unknown `by`, or fractions that are not positive or do not add up to 1.
     """
     _check_fractions(fractions)
+    if by == "test":
+        return np.full(len(rows), "test")
     if by == "official":
         return _official(rows, fractions, seed)
     ordered, labels, groups, order = _prepared(rows, by, len(SPLITS))
@@ -192,7 +195,7 @@ def _group_names(rows: pd.DataFrame, by: str) -> np.ndarray:
         named = "sequence " + rows["sequence"].astype("string")
         return named.fillna("image " + rows["image"].astype("string")).to_numpy(dtype=object)
     if by != "subject":
-        raise ValueError(f"by={by!r}: one of subject, image, sequence, official is expected")
+        raise ValueError(f"by={by!r}: one of subject, image, sequence, official, test is expected")
     return _people(rows)
 
 

@@ -32,8 +32,10 @@ class TrainingError(RuntimeError):
     """Training ended without a result; the message says why."""
 
 
-def train(config: Config, prepared: str) -> str:
+def train(config: Config, prepared: str, side_by_side: int = 1) -> str:
     """Fine-tune on the prepared set at `prepared`; URI of the run folder. The same run name resumes.
+
+    `side_by_side`: trainings that share the machines, so that each takes its part of the cores.
 
     Raises: ConfigError if the run exists with another configuration or the cluster is too small;
         backbones.WeightsError; checkpoints.CheckpointError; TrainingError.
@@ -43,19 +45,21 @@ def train(config: Config, prepared: str) -> str:
     from ray.train.torch import TorchTrainer
 
     t = config.train
-    run = storage.absolute(storage.join(config.storage, "runs", config.name))
+    run = run_uri(config)
     fingerprint = storage.read_json(storage.join(prepared, "prepared.json"))["fingerprint"]
     run_id = _claim(run, t, fingerprint)
     storage.delete_file(storage.join(run, "diverged.json"))
     _mend_snapshot(run)
     resources = worker_resources(ray.cluster_resources(), t)
     index = prepare.read_index(prepared)
+    if not {"train", "val"} <= set(index["split"]):
+        raise ConfigError(f"{prepared}: a split by {config.split.by} without train and val has nothing to train on")
     loop_config = {
         "run": run, "train": t, "config": to_dict(config), "fingerprint": fingerprint,
         # read once; every node keeps one copy in shared memory, whatever the number of workers on it
         "state": ray.put(start_state(t)),
         # workers may share a node: the threads of all must not exceed its cores
-        "threads": max(1, int(ray.cluster_resources()["CPU"] / len(ray.nodes()) // t.num_workers)),
+        "threads": max(1, int(ray.cluster_resources()["CPU"] / len(ray.nodes()) // (t.num_workers * side_by_side))),
         "sources": {split: _source(prepared, index[index["split"] == split], t) for split in ("train", "val")},
     }
     trainer = TorchTrainer(
@@ -70,7 +74,7 @@ def train(config: Config, prepared: str) -> str:
         ),
     )
     try:
-        with _progress(run, t.epochs):
+        with contextlib.nullcontext() if side_by_side > 1 else progress({"": run}, t):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"{run}: {_cause(error)}") from error
@@ -381,22 +385,32 @@ def _source(prepared: str, rows, t: TrainConfig) -> tuple:
     return "streamed", (prepared, rows[["row", "part", "expression"]])
 
 
+def run_uri(config: Config) -> str:
+    """The folder of the run that `config` names."""
+    return storage.absolute(storage.join(config.storage, "runs", config.name))
+
+
 @contextlib.contextmanager
-def _progress(run: str, num_epochs: int):
-    """Print a line an epoch while the workers train: what they print themselves drowns in Ray's own log."""
+def progress(runs: dict[str, str], t: TrainConfig):
+    """Print a line an epoch of each run (label -> URI) while the workers train.
+
+    What they print themselves drowns in Ray's own log.
+    """
     stop = threading.Event()
+    shown = {label: len(tracking.read(run)) for label, run in runs.items()}
+    for label, epochs in shown.items():
+        if epochs:
+            print(f"{label + ': ' if label else ''}resuming after epoch {epochs}", flush=True)
 
     def follow() -> None:
-        shown = len(tracking.read(run))
-        if shown:
-            print(f"resuming after epoch {shown}", flush=True)
         while True:
             ended = stop.wait(1.0)
-            for e in tracking.read(run)[shown:]:
-                print(f"epoch {e['epoch'] + 1:3d}/{num_epochs}  loss {e['train_loss']:.3f}  val loss "
-                      f"{e['val_loss']:.3f}  val balanced accuracy {e['val_balanced_accuracy']:.3f}  "
-                      f"{e['images_per_s']:.0f} images/s", flush=True)
-                shown += 1
+            for label, run in runs.items():
+                for e in tracking.read(run)[shown[label] :]:
+                    print(f"{label + '  ' if label else ''}epoch {e['epoch'] + 1:3d}/{t.epochs}  loss "
+                          f"{e['train_loss']:.3f}  val loss {e['val_loss']:.3f}  val balanced accuracy "
+                          f"{e['val_balanced_accuracy']:.3f}  {e['images_per_s']:.0f} images/s", flush=True)
+                    shown[label] += 1
             if ended:
                 return
 

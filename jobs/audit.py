@@ -1,4 +1,4 @@
-"""Audit a prepared set: who and what stands in more than one split, and the same picture with two labels."""
+"""Audit a prepared set: who and what stands in more than one split, and which labels are doubtful (--labels)."""
 
 import job
 

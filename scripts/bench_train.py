@@ -158,11 +158,11 @@ def export_jpegs(prepared: str, folder: str) -> str:
     """The training crops as JPEG files, a folder a class."""
     import cv2
 
-    from fer_ray import overview, prepare
+    from fer_ray import prepare
 
     index = prepare.read_index(prepared)
     rows = index[index["split"] == "train"]
-    crops = overview.read_crops(prepared, rows)
+    crops = prepare.read_crops(prepared, rows)
     for row in rows.to_dict("records"):
         Path(folder, row["expression"]).mkdir(parents=True, exist_ok=True)
         crop = crops[row["image"]]

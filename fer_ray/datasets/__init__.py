@@ -10,6 +10,9 @@ import importlib
 import os
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
+
 from fer_ray import pixels
 from fer_ray.config import DataConfig, SourceConfig
 from fer_ray.datasets import layout
@@ -41,7 +44,29 @@ def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
     if not found.rows.num_rows:
         reasons = sorted(set(found.rejected.column("reason").to_pylist()))
         raise DataError(f"{root}: no usable image ({'; '.join(reasons) or 'nothing of this layout'})")
-    return found
+    return exclude(found, data.exclude) if data.exclude else found
+
+
+def exclude(found: Manifest, file: str) -> Manifest:
+    """`found` with the reason in `excluded` of each image that the CSV `file` names.
+
+    Raises: DataError if the file is no table with the column `image`, or names an image that the data does not have.
+    """
+    try:
+        listed = pd.read_csv(os.path.expandvars(file), dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.exclude: {file} is not a readable CSV file ({' '.join(str(error).split())})") from None
+    if "image" not in listed:
+        raise DataError(f"data.exclude: {file} has no column 'image'; its columns are {', '.join(listed.columns)}")
+    why = dict(zip(listed["image"], listed["reason"] if "reason" in listed else [""] * len(listed), strict=True))
+    images = found.rows.column("image").to_pylist()
+    if unknown := sorted(set(why) - set(images) - set(found.rejected.column("image").to_pylist())):
+        raise DataError(f"data.exclude: {file} names {len(unknown)} images that are not in the data, such as "
+                        f"{unknown[0]!r}; right is the image as index.parquet spells it, such as {images[0]!r}")
+    reasons = [f"excluded by {os.path.basename(file)}" + (f": {why[i]}" if why[i] else "") if i in why else None
+               for i in images]
+    place = found.rows.schema.get_field_index("excluded")
+    return Manifest(found.rows.set_column(place, "excluded", pa.array(reasons, pa.string())), found.rejected)
 
 
 def recognise(root: Path, data: DataConfig) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,6 +48,7 @@ def read(root: Path, data: DataConfig) -> tuple[list[dict], list[dict]]:
         listed.setdefault(inside or folder / name, []).append({
             "expression": canonical_expression(row[options.expression_column], where, data.names),
             "subject": subject or layout.subject_in(Path(name).name, pattern),
+            "groups": json.dumps({c: str(row[c]) for c in options.group_columns}) if options.group_columns else None,
             "official": _official(row, options, where), "cropped": bool(inside) and file.suffix == ".csv"})
     rows, rejected = [], []
     for image, found in listed.items():
@@ -64,7 +66,7 @@ def read(root: Path, data: DataConfig) -> tuple[list[dict], list[dict]]:
 
 def _needed(options: TableConfig) -> list[str]:
     return [c for c in (options.pixels_column or options.image_column, options.expression_column,
-                        options.subject_column, options.split_column) if c]
+                        options.subject_column, options.split_column, *options.group_columns) if c]
 
 
 def _official(row: dict, options: TableConfig, where: str) -> str | None:

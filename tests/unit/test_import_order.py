@@ -31,7 +31,11 @@ ORDER = {
     "training": True,
     "tuning": True,
     "inference": True,
-    "evaluation": True,  # through inference
+    "explanation": True,  # through prepare
+    "evaluation": True,
+    "protocols": True,
+    "labels": False,
+    "figures": False,
     "report": False,
     "comparison": False,
     "overview": True,  # through prepare

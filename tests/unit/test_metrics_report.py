@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
-from fer_ray import metrics, report
+from fer_ray import figures, metrics, report
+
+CARD = {"intended_use": "tests", "limits": "", "provenance": "", "licence": ""}
+NOTHING = {"montage": [], "augmented": [], "explained": {}}
 
 
 def one_hot(guesses):
@@ -14,9 +17,11 @@ def result_for(scores, split="subject", leaks=None):
             "near_duplicates": 0, "metrics": scores,
             "validation": {"balanced_accuracy": 0.5, "epoch": 1},
             "counts": {"read": {"t": {"anger": 4}}, "before": {"t": {"anger": 3}}, "after": {}},
-            "rejected": {"no face found": 2}, "config": {"a": {"b": 1}}, "versions": {"ray": "2"}, "floor": None,
+            "rejected": {"no face found": 2}, "config": {"a": {"b": 1}, "card": CARD}, "versions": {"ray": "2"},
+            "floor": None,
             "train": {"backbone": "n", "weights": "none", "lr": 1, "momentum": 0, "batch_size": 1, "epochs_run": 1},
-            "checkpoint": "c", "fingerprint": "f" * 64}
+            "checkpoint": "c", "fingerprint": "f" * 64, "history": [], "also": [], "groups": {}, "labels": None,
+            "calibration": None}
 
 
 def test_known_numbers_by_hand():
@@ -48,17 +53,18 @@ def test_calibration_error_of_an_overconfident_coin():
 @pytest.mark.parametrize(("labels", "guesses"), [([3], [3]), ([3], [1]), ([0, 1, 2], [5, 5, 5])])
 def test_report_of_tiny_and_one_sided_results(labels, guesses):
     scores = metrics.evaluate(one_hot(guesses), np.array(labels), ["p"] * len(labels))
-    page = report.render(result_for(scores), [], [], [])
+    page = report.render(result_for(scores), NOTHING)
     assert "no test images" in page and "class=\"leak\"" not in page
     assert "<b>x</b>" not in page and "http://" not in page and "https://" not in page
 
 
 def test_report_warns_of_a_split_that_leaks():
     scores = metrics.evaluate(one_hot([0, 1]), np.array([0, 1]), ["p", "q"])
-    assert "does not say how well" in report.render(result_for(scores, split="image"), [], [], [])
-    assert "2 people stand" in report.render(result_for(scores, leaks={"subject": 2}), [], [], [])
+    assert "does not say how well" in report.render(result_for(scores, split="image"), NOTHING)
+    assert "2 people stand" in report.render(result_for(scores, leaks={"subject": 2}), NOTHING)
     epochs = [{"epoch": 0, "train_loss": 2.0, "val_loss": 2.0, "val_balanced_accuracy": 0.1}]
     montage = [{"crop": np.zeros((256, 256), np.uint8), "expression": "fear", "split": "test"}]
-    page = report.render(result_for(scores), montage, [np.zeros((224, 224, 3), np.uint8)], epochs)
+    result = result_for(scores) | {"history": epochs}
+    page = report.render(result, NOTHING | {"montage": montage, "augmented": [np.zeros((224, 224, 3), np.uint8)]})
     assert page.count("data:image") == 5
-    assert report.summary_png(result_for(scores), montage, epochs).startswith(b"\x89PNG")
+    assert figures.summary_png(result, montage).startswith(b"\x89PNG")

@@ -1,0 +1,58 @@
+"""Which labels are likely wrong: out-of-fold predictions, confident learning, and duplicates that disagree.
+
+Confident learning: Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021 (cleanlab).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from fer_ray.manifest import EXPRESSIONS
+
+
+def rank(expressions: list[str], probabilities: np.ndarray, clusters: np.ndarray,
+         sequences: list[str | None]) -> pd.DataFrame:
+    """One row an image, the most doubtful first.
+
+    Args:
+        expressions: N given labels. probabilities: float [N, 8], of a network that did not see the image.
+        clusters: int [N], near-duplicates share a number. sequences: N names of videos; their frames look alike
+            while the expression changes, so they contradict nobody.
+
+    Returns: `position` (in the input), `suggested` (the likeliest class), `quality` (0..1, the label's normalised
+        margin), `ambiguity` (0..1, entropy of the probabilities: how hard the image is, whatever its label),
+        `twins` (the expressions of its near-duplicates, where they differ), `reason` (why it is a suspect, else "").
+    """
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    present = [e for e in EXPRESSIONS if e in set(expressions)]
+    labels = np.array([present.index(e) for e in expressions])
+    kept = probabilities[:, [EXPRESSIONS.index(e) for e in present]]
+    kept = kept / kept.sum(1, keepdims=True)
+    if len(present) > 1:
+        doubted = find_label_issues(labels, kept, filter_by="both", n_jobs=1)
+        quality = get_label_quality_scores(labels, kept, method="normalized_margin")
+    else:  # nothing to be confused with
+        doubted, quality = np.zeros(len(labels), bool), np.ones(len(labels))
+    entropy = -(kept * np.log(np.clip(kept, 1e-12, 1))).sum(1) / np.log(max(2, len(present)))
+    twins = _twins(pd.DataFrame({"expression": expressions, "cluster": clusters, "sequence": sequences}))
+    suggested = [present[i] for i in kept.argmax(1)]
+    reason = [f"duplicates say {twin}" if twin else f"looks like {guess} ({p:.2f})" if doubt else ""
+              for twin, guess, p, doubt in zip(twins, suggested, kept.max(1), doubted, strict=True)]
+    ranked = pd.DataFrame({"position": np.arange(len(labels)), "suggested": suggested, "quality": quality,
+                           "ambiguity": entropy, "twins": twins, "reason": reason})
+    order = np.lexsort((quality, ranked["reason"] == "", [not t for t in twins]))
+    return ranked.iloc[order].reset_index(drop=True)
+
+
+def _twins(rows: pd.DataFrame) -> list[str]:
+    """The other expressions of each row's near-duplicates, as a comma list; "" where all agree."""
+    found = [""] * len(rows)
+    for _, group in rows[rows.duplicated("cluster", keep=False)].groupby("cluster"):
+        one_video = group["sequence"].notna().all() and group["sequence"].nunique() == 1
+        if group["expression"].nunique() > 1 and not one_video:
+            for i, own in group["expression"].items():
+                found[i] = ",".join(sorted(set(group["expression"]) - {own}))
+    return found

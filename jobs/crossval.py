@@ -1,0 +1,14 @@
+"""Several runs for one score: folds, seeds, or the paper's split beside an honest one."""
+
+import job
+
+
+def run(config):
+    """Import what is heavy only after the options are read."""
+    import stages
+
+    return stages.run_crossval(config)
+
+
+if __name__ == "__main__":
+    job.main(run, __doc__)
