@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import shlex
@@ -106,9 +107,8 @@ def floor(config: Config, prepared: str, index: pd.DataFrame, backbone: str) -> 
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    backbones.initial_state(backbone, "imagenet", seed=0)  # fails here, with its reason, rather than in an actor
-    features = inference.predict(prepared, index, config.evaluate.batch_size, backbone=backbone,
-                                 use_gpu=config.train.use_gpu)
+    rows, frozen = _frozen_features(prepare.whole(prepared), backbone, config.evaluate.batch_size, config.train.use_gpu)
+    features = frozen[rows.get_indexer(index["row"])]
     labels, split = batches.labels_of(index), index["split"].to_numpy()
 
     def confusion(model, part: str) -> np.ndarray:
@@ -126,6 +126,14 @@ def floor(config: Config, prepared: str, index: pd.DataFrame, backbone: str) -> 
     return {"method": f"logistic regression on frozen {backbone} features (C = {best[1]:g} chosen on val)",
             "balanced_accuracy": metrics.balanced_accuracy(test), "accuracy": float(test.trace() / test.sum()),
             "confusion": test.tolist()}
+
+
+@functools.lru_cache(maxsize=1)  # the folds of a set share them
+def _frozen_features(prepared: str, backbone: str, batch_size: int, use_gpu: bool) -> tuple[pd.Index, np.ndarray]:
+    """Row numbers and ImageNet features, float32 [N, D], of every image of a prepared set."""
+    backbones.initial_state(backbone, "imagenet", seed=0)  # fails here, with its reason, rather than in an actor
+    index = prepare.read_index(prepared)
+    return pd.Index(index["row"]), inference.predict(prepared, index, batch_size, backbone=backbone, use_gpu=use_gpu)
 
 
 def harmonise(probabilities: np.ndarray, classes: list[str]) -> np.ndarray:

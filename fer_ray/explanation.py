@@ -13,7 +13,7 @@ import torch
 from fer_ray import augment, backbones, checkpoints, prepare
 from fer_ray.manifest import EXPRESSIONS
 
-MISTAKES, PAIRS, EACH = 8, 3, 4  # pictures of mistakes; confused pairs of classes, pictures of each
+MISTAKES, PAIRS, EACH = 8, 3, 3  # pictures of mistakes; confused pairs of classes, pictures of each
 QUERIES, REFERENCES = 40, 200  # images of a pair that are compared: of those mistaken, of those they were taken for
 
 

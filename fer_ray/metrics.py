@@ -68,6 +68,15 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str |
     }
 
 
+def balanced_accuracy_interval(labels: np.ndarray, guesses: np.ndarray, subjects: list[str | None],
+                               seed: int = 0) -> list[float] | None:
+    """95 % interval of the balanced accuracy, by the percentiles of test sets made of people drawn with replacement.
+
+    None for one person, whose images could say nothing about others.
+    """
+    return _interval(_balanced(_draws(labels, guesses, subjects, seed)), _num_people(subjects))
+
+
 def cautions(scores: dict) -> list[str]:
     """What keeps these numbers of `evaluate` from being quoted, in sentences."""
     found = []

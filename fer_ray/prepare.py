@@ -131,9 +131,13 @@ def read_metadata(uri: str, num_parts: int) -> pd.DataFrame:
                       .to_pandas().assign(part=p) for p in range(num_parts)], ignore_index=True)
 
 
+def whole(uri: str) -> str:
+    """The prepared set that holds the pictures: `uri` itself, or the set that it is another split of."""
+    return re.sub(r"/splits/[^/]+$", "", uri)
+
+
 def _part(uri: str, part: int) -> str:
-    # another split of a set lies below it and has its pictures
-    return storage.join(re.sub(r"/splits/[^/]+$", "", uri), "images", f"part-{part:05d}.parquet")
+    return storage.join(whole(uri), "images", f"part-{part:05d}.parquet")
 
 
 def write_parts(uri: str, rows: pa.Table, config: FacesConfig) -> dict[int, str]:

@@ -48,6 +48,10 @@ def train(config: Config, prepared: str, side_by_side: int = 1) -> str:
     run = run_uri(config)
     fingerprint = storage.read_json(storage.join(prepared, "prepared.json"))["fingerprint"]
     run_id = _claim(run, t, fingerprint)
+    newest = checkpoints.find_latest(run)
+    if newest and is_finished(checkpoints.load_train_state(newest)["progress"], t):
+        _publish(config, run)
+        return run
     storage.delete_file(storage.join(run, "diverged.json"))
     _mend_snapshot(run)
     resources = worker_resources(ray.cluster_resources(), t)
@@ -145,7 +149,7 @@ def fit(c: dict) -> None:
     weights = loss_weights(train_data.labels, t.class_weights).to(device)
     batch_size = min(t.batch_size, len(train_data.labels))
 
-    while progress["epoch"] < t.epochs and progress["epoch"] - progress["best_epoch"] <= t.patience:
+    while not is_finished(progress, t):
         epoch, first = progress["epoch"], progress["step"]
         for group in optimizer.param_groups:
             group["lr"] = lr_at(epoch, t)
@@ -180,6 +184,11 @@ def fit(c: dict) -> None:
             progress |= {"best": result["val_balanced_accuracy"], "best_epoch": epoch}
         progress |= {"epoch": epoch + 1, "step": 0, "total": [0.0, 0.0], "history": [*progress["history"], result]}
         report(model, optimizer, progress, result, c, rank)
+
+
+def is_finished(progress: dict, t: TrainConfig) -> bool:
+    """Whether the epochs, or the patience, have run out."""
+    return progress["epoch"] >= t.epochs or progress["epoch"] - progress["best_epoch"] > t.patience
 
 
 def train_step(model, optimizer, images, labels, weights, share: float, t: TrainConfig, autocast) -> torch.Tensor:

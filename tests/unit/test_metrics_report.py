@@ -68,3 +68,59 @@ def test_report_warns_of_a_split_that_leaks():
     page = report.render(result, NOTHING | {"montage": montage, "augmented": [np.zeros((224, 224, 3), np.uint8)]})
     assert page.count("data:image") == 5
     assert figures.summary_png(result, montage).startswith(b"\x89PNG")
+
+
+def draw_test_set(rng, people=60, spread=1.0):
+    """Labels, guesses and people of a test set; each person is easier or harder to read by the same amount."""
+    hard = rng.normal(0, spread, people)
+    owner = np.repeat(np.arange(people), 8)
+    labels = np.tile(np.arange(8), people)
+    right = rng.random(len(owner)) < 1 / (1 + np.exp(-(BASE[labels] + hard[owner])))
+    return labels, np.where(right, labels, (labels + 1) % 8), owner
+
+
+BASE = np.array([1, -1, 0, -0.5, 3, 2, 0.5, 1.5])
+
+
+def test_intervals_cover_the_truth():
+    hard = np.random.default_rng(1).normal(0, 1, 200_000)
+    truth = np.mean([np.mean(1 / (1 + np.exp(-(b + hard)))) for b in BASE])
+    covered = 0
+    for seed in range(500):
+        labels, guesses, owner = draw_test_set(np.random.default_rng(seed))
+        low, high = metrics.balanced_accuracy_interval(labels, guesses, [str(o) for o in owner], seed)
+        covered += low <= truth <= high
+    assert 0.93 <= covered / 500 <= 0.97
+
+
+def test_no_interval_from_one_person():
+    scores = metrics.evaluate(one_hot([0, 1, 1]), np.array([0, 1, 2]), ["p"] * 3)
+    assert scores["balanced_accuracy_ci95"] is None and scores["per_class"]["anger"]["recall_ci95"] is None
+    assert "one person" in metrics.per_class_table(scores)
+
+
+def test_temperature_undoes_overconfidence():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (4000, 8))
+    honest = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = np.array([rng.choice(8, p=p) for p in honest])
+    boasting = metrics.at_temperature(honest, 1 / 3)
+    assert metrics.fit_temperature(boasting, labels) == pytest.approx(3, rel=0.1)
+    assert metrics.calibration_error(boasting, labels) > 0.1 > metrics.calibration_error(honest, labels)
+
+
+def test_groups_are_ranked_and_small_ones_marked():
+    labels = np.array([0, 1] * 40)
+    guesses = np.where(np.arange(80) < 70, labels, 7)
+    people = [str(i) for i in range(80)]
+    groups = metrics.by_group(one_hot(guesses), labels, people, ["old"] * 70 + [None] * 10)
+    assert [(g["value"], g["images"], g["small"]) for g in groups] == [("unknown", 10, True), ("old", 70, False)]
+    assert groups[0]["balanced_accuracy"] == 0 and groups[1]["balanced_accuracy"] == 1
+
+
+@pytest.mark.parametrize(("labels", "guesses", "people", "words"), [
+    ([0, 1], [0, 1], ["a", "b"], "No test image shows"), ([0, 1, 2], [5, 5, 5], "abc", "taken for neutral"),
+    ([3], [3], ["a"], "one person"), ([3], [3], ["a"], "far too few")])
+def test_report_says_what_keeps_a_number_from_being_quoted(labels, guesses, people, words):
+    scores = metrics.evaluate(one_hot(guesses), np.array(labels), list(people))
+    assert words in report.render(result_for(scores), NOTHING)

@@ -1,0 +1,84 @@
+"""Folds, another data set and the label audit as a user runs them, and the pages in a real browser."""
+
+import json
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+from cluster.conftest import command, environment
+
+from fer_ray.datasets.sample import write_sample
+
+OPTIONS = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}]', "--evaluate.also",
+           '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "resnet18", "--train.weights",
+           "none", "--train.epochs", "1", "--train.batch_size", "16", "--protocol.repeats", "3", "--name", "tiny"]
+PAGES = ["runs/tiny-fold0/report.html", "crossval/tiny/crossval.html", "labels/tiny/labels.html",
+         "prepared/tiny/prepare.html"]
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    root = tmp_path_factory.mktemp("audited")
+    write_sample(root / "data", subjects=5, seed=1)
+    done = subprocess.run(command("audit", "--labels", "--data.root", str(root / "data"), "--storage",
+                                  str(root / "out"), *OPTIONS), cwd=root, env=environment(), capture_output=True,
+                          text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root / "out"
+
+
+@pytest.mark.timeout(420)
+def test_each_image_is_tested_once_by_a_network_that_did_not_see_it(audited):
+    told = json.loads((audited / "crossval/tiny/crossval.json").read_text())
+    index = pd.read_parquet(audited / "prepared/tiny/index.parquet")
+    folds = [pd.read_csv(audited / f"runs/tiny-fold{k}/predictions.csv") for k in range(3)]
+    assert sorted(pd.concat(folds)["image"]) == sorted(index["image"])
+    assert told["pooled"]["test_images"] == len(index)
+    people = [set(f["subject"]) for f in folds]
+    assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
+    for k, run in enumerate(told["runs"]):
+        assert run["leaks"] == {"subject": 0, "sequence": 0, "identical": 0, "near_duplicate": 0}
+        assert run["also"]["jaffe"] is not None
+        report = json.loads((audited / f"runs/tiny-fold{k}/report.json").read_text())
+        jaffe = report["also"][0]
+        assert "contempt" not in jaffe["classes"] and jaffe["metrics"]["test_images"] == 42
+        assert report["calibration"]["temperature"] > 0 and report["groups"]["dataset"][0]["value"] == "ckplus"
+
+
+def test_label_audit_ranks_all_and_its_list_is_one_that_prepare_accepts(audited, tmp_path):
+    told = json.loads((audited / "labels/tiny/labels.json").read_text())
+    ranked = pd.read_csv(audited / "labels/tiny/labels.csv", keep_default_na=False)
+    suspects = pd.read_csv(audited / "labels/tiny/suspects.csv")
+    assert len(ranked) == told["images"] and len(suspects) == told["suspects"] > 0
+    assert set(ranked["image"][: len(suspects)]) == set(suspects["image"])
+    done = subprocess.run(command("prepare", "--data.root", str(audited.parent / "data"), "--storage", str(audited),
+                                  *OPTIONS, "--data.exclude", str(audited / "labels/tiny/suspects.csv")), cwd=tmp_path,
+                          env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    index = pd.read_parquet(audited / "prepared/tiny/index.parquet")
+    rejected = pd.read_parquet(audited / "prepared/tiny/rejected.parquet")
+    assert not set(index["image"]) & set(suspects["image"])
+    assert rejected["reason"].str.startswith("excluded by suspects.csv").sum() == len(suspects)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_are_whole_in_a_browser(audited, page, width):
+    from playwright.sync_api import sync_playwright
+
+    file = audited / page
+    assert file.stat().st_size < 10e6
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        said, asked = [], []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(file.as_uri())
+        assert said == [] and [url for url in asked if not url.startswith(("data:", file.as_uri()))] == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        browser.close()
