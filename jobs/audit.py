@@ -6,8 +6,9 @@ import job
 def run(config):
     """Import what is heavy only after the options are read."""
     import stages
+    import studies
 
-    return stages.run_audit(config)
+    return studies.run_label_audit(config) if config.labels else stages.run_audit(config)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ import job
 
 def run(config):
     """Import what is heavy only after the options are read."""
-    import stages
+    import studies
 
-    return stages.run_crossdata(config)
+    return studies.run_crossdata(config)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ import job
 
 def run(config):
     """Import what is heavy only after the options are read."""
-    import stages
+    import studies
 
-    return stages.run_crossval(config)
+    return studies.run_crossval(config)
 
 
 if __name__ == "__main__":

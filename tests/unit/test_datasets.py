@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer_ray import datasets, faces, pixels
+from fer_ray import datasets, evaluation, faces, pixels
 from fer_ray.config import (
     CkPlusConfig,
     DataConfig,
@@ -403,3 +403,31 @@ def test_the_order_of_rows_never_matters(tmp_path_factory, expressions, random):
     shuffled = random.sample(rows, len(rows))
     assert build(rows, [], "d", "p").rows.equals(build(shuffled, [], "d", "p").rows)
     assert pd.Series(build(rows, [], "d", "p").rows.column("subject").to_pylist()).str.startswith("p:").all()
+
+
+# --- what the user leaves out, and groups by -------------------------------------------------------------
+
+
+def test_excluded_images_carry_their_reason_and_unknown_ones_are_refused(tmp_path):
+    put(tmp_path / "data/fear/a.png"), put(tmp_path / "data/fear/b.png")
+    rows, _ = read(tmp_path / "data")
+    out = tmp_path / "out.csv"
+    pd.DataFrame({"image": rows.image[:1], "reason": ["looks like anger"]}).to_csv(out)
+    marked, _ = read(tmp_path / "data", exclude=str(out))
+    assert marked.excluded.fillna("").tolist() == ["excluded by out.csv: looks like anger", ""]
+    for text, words in (("image\n/else.png\n", "names 1 images that are not in the data, such as '/else.png'"),
+                        ("file\na.png\n", "no column 'image'"), ("", "not a readable CSV")):
+        out.write_text(text)
+        with pytest.raises(DataError, match=words):
+            read(tmp_path / "data", exclude=str(out))
+    with pytest.raises(DataError, match="not a readable CSV"):
+        read(tmp_path / "data", exclude=str(tmp_path / "none.csv"))
+
+
+def test_own_columns_of_a_table_become_groups(tmp_path):
+    write_table(tmp_path, "image,expression,age\na_1.jpg,fear,30\nb_1.jpg,happy,60\n")
+    rows, _ = read(tmp_path, "table", table=TableConfig(group_columns=["age"]))
+    assert evaluation.column_of(rows, "age") == ["30", "60"]
+    assert evaluation.column_of(rows, "subject") == [None, None]
+    with pytest.raises(DataError, match="no column 'sex'"):
+        read(tmp_path, "table", table=TableConfig(group_columns=["sex"]))

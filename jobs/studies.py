@@ -1,0 +1,131 @@
+"""Studies of several runs: folds and seeds, label audit, across data sets, backbones beside each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import shlex
+import sys
+
+import job
+import stages
+
+from fer_ray import comparison, evaluation, labels, overview, prepare, protocols, report, storage, training
+from fer_ray.config import Config
+from fer_ray.manifest import EXPRESSIONS
+
+
+def run_crossval(config: Config) -> str:
+    """The runs of `protocol`, trained side by side, scored and told on one page; URI of crossval.json."""
+    runs = protocols.plan(config)
+    training.start_state(config.train)
+    shared = stages.run_prepare(config)
+    also = stages.prepare_also(config)
+    views = {label: (run, prepare.resplit(shared, run.split)) for label, run in runs.items()}
+    summary = protocols.summarise(config, train_and_score(config, views, also))
+    folder = storage.absolute(storage.join(config.storage, "crossval", config.name))
+    storage.write_bytes(storage.join(folder, "crossval.html"), report.render_protocol(summary).encode())
+    target = storage.join(folder, "crossval.json")
+    storage.write_json(target, summary)
+    print(f"{protocols.table(summary)}\nreport: {folder}/crossval.html", flush=True)
+    return target
+
+
+def train_and_score(config: Config, views: dict[str, tuple[Config, str]], also: dict[str, str]) -> dict[str, dict]:
+    """Train the runs (label -> configuration and prepared set) side by side and report on each; their reports."""
+    protocols.train_all(views, config.protocol.parallel)
+    reports = {}
+    for label, (run, view) in views.items():
+        stages.score(run, view, also)
+        reports[label] = storage.read_json(storage.join(training.run_uri(run), "report.json"))
+    return reports
+
+
+def run_label_audit(config: Config) -> str:
+    """Folds, out-of-fold predictions, doubtful labels; URI of labels.json, beside suspects.csv and labels.html."""
+    folds = dataclasses.replace(config, protocol=dataclasses.replace(config.protocol, kind="folds"))
+    runs = protocols.plan(folds)
+    run_crossval(folds)
+    prepared = job.prepared_uri(config)
+    index = prepare.read_index(prepared).set_index("image")
+    predictions = protocols.pooled([training.run_uri(run) for run in runs.values()])
+    rows = index.loc[predictions["image"]]
+    ranked = labels.rank(predictions["expression"].tolist(), protocols.probabilities_of(predictions),
+                         rows["cluster"].to_numpy(), evaluation.column_of(rows, "sequence"))
+    ranked = predictions[["image", "dataset", "subject", "expression"]].iloc[ranked["position"]].reset_index(
+        drop=True).join(ranked.drop(columns="position"))
+    suspects = ranked[ranked["reason"] != ""]
+    folder = storage.absolute(storage.join(config.storage, "labels", config.prepared or config.name))
+    storage.write_bytes(storage.join(folder, "labels.csv"), ranked.to_csv(index=False).encode())
+    storage.write_bytes(storage.join(folder, "suspects.csv"), suspects.to_csv(index=False).encode())
+    summary = {"name": config.name, "images": len(ranked), "suspects": len(suspects), "folds": len(runs),
+               "contradicted": int((suspects["twins"] != "").sum()),
+               "by_class": {e: int((suspects["expression"] == e).sum()) for e in EXPRESSIONS}, **said()}
+    if config.retrain:
+        summary["retrained"] = retrain_without(folds, prepared, set(suspects["image"]), predictions)
+        print("balanced accuracy {original[all]:.3f} with the suspects in training, {without[all]:.3f} without".format(
+            **summary["retrained"]), flush=True)
+    sheets = overview.contact_sheets(prepared, suspects)
+    storage.write_bytes(storage.join(folder, "labels.html"),
+                        report.render_labels({"retrained": None} | summary, sheets).encode())
+    target = storage.join(folder, "labels.json")
+    storage.write_json(target, {"retrained": None} | summary)
+    print(f"{len(suspects)} of {len(ranked)} labels are doubtful: {folder}/suspects.csv\nreport: {folder}/labels.html",
+          flush=True)
+    return target
+
+
+def retrain_without(config: Config, prepared: str, suspects: set[str], before) -> dict:
+    """Balanced accuracy over the folds, on all images and on those that are no suspects: as before, and trained
+    without the suspects."""
+    views = {}
+    for label, run in protocols.plan(config).items():
+        clean = dataclasses.replace(run, name=f"{run.name}-without")
+        views[label] = clean, prepare.resplit(prepared, run.split, suspects)
+    train_and_score(config, views, {})
+    after = protocols.pooled([training.run_uri(run) for run, _ in views.values()])
+    return {key: {"all": protocols.scores_of(table, 0)["balanced_accuracy"],
+                  "clean": protocols.scores_of(table[~table["image"].isin(suspects)], 0)["balanced_accuracy"]}
+            for key, table in (("original", before), ("without", after))}
+
+
+def run_crossdata(config: Config) -> str:
+    """A network for each source, tested on all others; URI of the matrix."""
+    sources = {s.name or s.kind: dataclasses.replace(s, name=s.name or s.kind) for s in config.data.sources}
+    reports = {}
+    for name, source in sources.items():
+        others = [s for other, s in sources.items() if other != name]
+        one = dataclasses.replace(config, name=f"{config.name}-{name}", prepared="",
+                                  data=dataclasses.replace(config.data, sources=[source]),
+                                  evaluate=dataclasses.replace(config.evaluate, also=others))
+        stages.run_pipeline(one)
+        reports[name] = storage.read_json(storage.join(training.run_uri(one), "report.json"))
+    summary = {"name": config.name, **comparison.matrix(reports), **said()}
+    folder = storage.absolute(storage.join(config.storage, "crossdata", config.name))
+    storage.write_bytes(storage.join(folder, "crossdata.html"), report.render_matrix(summary).encode())
+    target = storage.join(folder, "crossdata.json")
+    storage.write_json(target, summary)
+    return target
+
+
+def said() -> dict:
+    """When and by which command."""
+    return {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", *sys.argv])}
+
+
+def run_compare(config: Config) -> str:
+    """Each backbone of `compare` trained and scored alike; URI of the table."""
+    runs = [dataclasses.replace(config, name=f"{config.name}-{b.replace(':', '-')}",
+                                prepared=config.prepared or config.name,
+                                train=dataclasses.replace(config.train, backbone=b)) for b in config.compare.backbones]
+    for run in runs:
+        training.start_state(run.train)
+    stages.run_prepare(config)
+    for run in runs:
+        stages.run_train(run)
+        stages.run_evaluate(run)
+    names = [run.name for run in runs]
+    folder = storage.absolute(storage.join(config.storage, "compare", config.name))
+    print(comparison.write(folder, config.storage, names), flush=True)
+    return storage.join(folder, "compare.json")
