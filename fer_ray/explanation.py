@@ -21,15 +21,13 @@ def choose(rows: pd.DataFrame, probabilities: np.ndarray) -> dict[str, pd.DataFr
     """The rows to show, each with its `guess` and `probability`.
 
     `mistakes`: those that the network is surest of, one a person. `typical`: of each class the right one that it is
-    surest of. `confused`: the mistakes of the `PAIRS` pairs of classes that are mixed up most (share of the true
-    class), each with the column `pair`.
+    surest of. `confused`: the mistakes of the `PAIRS` pairs of classes that are mixed up most often.
     """
     rows = rows.assign(guess=[EXPRESSIONS[i] for i in probabilities.argmax(1)], probability=probabilities.max(1))
     rows = rows.sort_values("probability", ascending=False, kind="stable")
     wrong, right = rows[rows["guess"] != rows["expression"]], rows[rows["guess"] == rows["expression"]]
     once = wrong[~wrong.duplicated("subject") | wrong["subject"].isna()]
-    share = wrong.groupby(["expression", "guess"]).size() / rows.groupby("expression").size()
-    worst = list(share.dropna().sort_values(ascending=False, kind="stable").index[:PAIRS])
+    worst = list(wrong.groupby(["expression", "guess"]).size().nlargest(PAIRS).index)
     pair = pd.Series(list(zip(wrong["expression"], wrong["guess"], strict=True)), wrong.index, dtype=object)
     return {"mistakes": once.head(MISTAKES), "typical": right.drop_duplicates("expression").sort_values("expression"),
             "confused": wrong[pair.isin(worst)].groupby(["expression", "guess"]).head(QUERIES)}

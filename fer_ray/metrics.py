@@ -59,7 +59,7 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str |
         "ece": calibration_error(probabilities, labels),
         "per_class": {name: {"precision": _known(precision[i], support[i]), "recall": _known(recall[i], support[i]),
                              "f1": _known(f1[i], support[i]), "support": int(support[i]),
-                             "recall_ci95": _interval(recalls[:, i], _num_people(
+                             "recall_ci95": _recall_interval(recalls[:, i], _num_people(
                                  [s for s, label in zip(subjects, labels, strict=True) if label == i]))}
                       for i, name in enumerate(EXPRESSIONS)},
         "confusion": confusion.tolist(),
@@ -188,6 +188,18 @@ def _interval(values: np.ndarray, num_people: int) -> list[float] | None:
     """None where there are not two people, whose difference could say anything about others."""
     values = values[np.isfinite(values)]
     return [float(v) for v in np.percentile(values, [2.5, 97.5])] if num_people > 1 else None
+
+
+def _recall_interval(draws: np.ndarray, num_people: int) -> list[float] | None:
+    """As `_interval`; where all or none are recognised, and drawing people again says nothing, the exact interval of as
+    many successes as people (Clopper, Pearson 1934)."""
+    found = _interval(draws, num_people)
+    if found is None or found[0] < found[1]:
+        return found
+    from scipy.stats import binomtest
+
+    exact = binomtest(round(found[0] * num_people), num_people).proportion_ci()
+    return [float(exact.low), float(exact.high)]
 
 
 def _num_people(subjects: list[str | None]) -> int:

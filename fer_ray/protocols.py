@@ -89,7 +89,9 @@ def scores_of(predictions: pd.DataFrame, seed: int) -> dict:
 def table(summary: dict) -> str:
     """The runs for a terminal."""
     columns = ["label", *SCORES, "test_images"]
-    lines = [pd.DataFrame(summary["runs"])[columns].to_string(index=False, float_format="{:.3f}".format)]
+    rows = [{k: run[k] for k in columns} | {f"on {name}": score for name, score in run["also"].items()}
+            for run in summary["runs"]]
+    lines = [pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format)]
     if summary["kind"] != "paper_vs_honest" and len(summary["runs"]) > 1:
         spread = summary["spread"]["balanced_accuracy"]
         lines.append(f"balanced accuracy {spread['mean']:.3f} ± {spread['sd']:.3f} (mean ± sd of the runs)")

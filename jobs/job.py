@@ -17,10 +17,10 @@ from fer_ray import storage  # noqa: E402
 
 # Ray's own progress is for developers of Ray; must be set before Ray is imported. Train's controller takes a report
 # each time it polls: every 2 s by itself, which short epochs wait for; every 0.2 s takes
-# the network a few percent of two cores.
+# the network a few percent of two cores. Several runs side by side start more processes than Ray warns of.
 QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
          "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-         "RAY_AUTH_MODE": "token",
+         "RAY_AUTH_MODE": "token", "RAY_worker_maximum_startup_concurrency": "8",
          "PYTHONPATH": str(ROOT)}
 
 

@@ -99,6 +99,11 @@ def test_no_interval_from_one_person():
     assert "one person" in metrics.per_class_table(scores)
 
 
+def test_none_recognised_of_few_people_is_no_certainty():
+    scores = metrics.evaluate(one_hot([1] * 5), np.zeros(5, int), list("abcde"))
+    assert scores["per_class"]["anger"]["recall_ci95"] == pytest.approx([0, 0.522], abs=1e-3)
+
+
 def test_temperature_undoes_overconfidence():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (4000, 8))
