@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fer_ray import figures, metrics, report
+from fer_ray import comparison, figures, metrics, report
 
 CARD = {"intended_use": "tests", "limits": "", "provenance": "", "licence": ""}
 NOTHING = {"montage": [], "augmented": [], "explained": {}}
@@ -129,3 +129,14 @@ def test_groups_are_ranked_and_small_ones_marked():
 def test_report_says_what_keeps_a_number_from_being_quoted(labels, guesses, people, words):
     scores = metrics.evaluate(one_hot(guesses), np.array(labels), list(people))
     assert words in report.render(result_for(scores), NOTHING)
+
+
+def test_matrix_of_data_sets_counts_the_classes_both_have():
+    own = metrics.evaluate(one_hot([0, 1, 2]), np.array([0, 1, 2]), list("abc"))
+    other = metrics.evaluate(one_hot([0, 0]), np.array([0, 1]), list("de"))
+    reports = {"A": {"metrics": own, "also": [{"name": "B", "metrics": other, "left_out": {"copies": 3}}]},
+               "B": {"metrics": other, "also": [{"name": "A", "metrics": None, "left_out": {}}]}}
+    found = comparison.matrix(reports)
+    assert found["scores"] == [[1.0, 0.5], [None, 0.5]] and found["classes"] == [[3, 2], [0, 2]]
+    page = report.render_matrix({"name": "x", "created": "now", "command": "c"} | found)
+    assert "3 copies" in page and page.count("<tr>") == 5
