@@ -45,6 +45,19 @@ def clusters(rows: pd.DataFrame) -> np.ndarray:
     return connected_components(graph, directed=False)[1][node_of]
 
 
+def alike(rows: pd.DataFrame) -> np.ndarray:
+    """Which pairs of a few rows are near-duplicates by their `HASHES`, mirrored ones included; bool [N, N].
+
+    Within a cluster this tells the pairs that are alike themselves from those that others link.
+    """
+    hashes = rows[HASHES].to_numpy(np.uint64)
+    found = np.zeros((len(rows), len(rows)), bool)
+    for flip in (0, 1):
+        face, picture = (np.bitwise_count(hashes[:, None, k] ^ hashes[None, :, k + flip]) for k in (0, 2))
+        found |= (face <= NEAR_BITS) | ((picture <= NEAR_BITS) & (face <= STRANGER_BITS))
+    return found
+
+
 def looks_of(crop: np.ndarray, picture: np.ndarray) -> dict[str, int | bytes]:
     """The columns `LOOKS` of one image: its crop and its whole picture, uint8 H x W or H x W x 3 RGB."""
     values = [perceptual_hash(i) for p in (crop, picture) for i in (p, p[:, ::-1])]

@@ -8,17 +8,17 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from fer_ray import duplicates
 from fer_ray.manifest import EXPRESSIONS
 
 
-def rank(expressions: list[str], probabilities: np.ndarray, clusters: np.ndarray,
-         sequences: list[str | None]) -> pd.DataFrame:
+def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame) -> pd.DataFrame:
     """One row an image, the most doubtful first.
 
     Args:
         expressions: N given labels. probabilities: float [N, 8], of a network that did not see the image.
-        clusters: int [N], near-duplicates share a number. sequences: N names of videos; their frames look alike
-            while the expression changes, so they contradict nobody.
+        rows: the N rows of the index, for `cluster`, `duplicates.HASHES` and `sequence`: frames of one video look
+            alike while the expression changes, so they do not contradict each other.
 
     Returns: `position` (in the input), `suggested` (the likeliest class), `quality` (0..1, the label's normalised
         margin), `ambiguity` (0..1, entropy of the probabilities: how hard the image is, whatever its label),
@@ -37,7 +37,7 @@ def rank(expressions: list[str], probabilities: np.ndarray, clusters: np.ndarray
     else:  # nothing to be confused with
         doubted, quality = np.zeros(len(labels), bool), np.ones(len(labels))
     entropy = -(kept * np.log(np.clip(kept, 1e-12, 1))).sum(1) / np.log(max(2, len(present)))
-    twins = _twins(pd.DataFrame({"expression": expressions, "cluster": clusters, "sequence": sequences}))
+    twins = _twins(rows.assign(expression=expressions).reset_index(drop=True))
     suggested = [present[i] for i in kept.argmax(1)]
     reason = [f"duplicates say {twin}" if twin else f"looks like {guess} ({p:.2f})" if doubt else ""
               for twin, guess, p, doubt in zip(twins, suggested, kept.max(1), doubted, strict=True)]
@@ -51,8 +51,9 @@ def _twins(rows: pd.DataFrame) -> list[str]:
     """The other expressions of each row's near-duplicates, as a comma list; "" where all agree."""
     found = [""] * len(rows)
     for _, group in rows[rows.duplicated("cluster", keep=False)].groupby("cluster"):
-        one_video = group["sequence"].notna().all() and group["sequence"].nunique() == 1
-        if group["expression"].nunique() > 1 and not one_video:
-            for i, own in group["expression"].items():
-                found[i] = ",".join(sorted(set(group["expression"]) - {own}))
+        expression, video = (group[c].to_numpy(object)[:, None] for c in ("expression", "sequence"))
+        one_video = (video == video.T) & group["sequence"].notna().to_numpy()
+        against = duplicates.alike(group) & (expression != expression.T) & ~one_video
+        for i, others in zip(group.index, against, strict=True):
+            found[i] = ",".join(sorted(set(group["expression"][others])))
     return found

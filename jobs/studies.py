@@ -10,7 +10,7 @@ import sys
 import job
 import stages
 
-from fer_ray import comparison, evaluation, labels, overview, prepare, protocols, report, storage, training
+from fer_ray import comparison, labels, overview, prepare, protocols, report, storage, training
 from fer_ray.config import Config
 from fer_ray.manifest import EXPRESSIONS
 
@@ -49,9 +49,8 @@ def run_label_audit(config: Config) -> str:
     prepared = job.prepared_uri(config)
     index = prepare.read_index(prepared).set_index("image")
     predictions = protocols.pooled([training.run_uri(run) for run in runs.values()])
-    rows = index.loc[predictions["image"]]
     ranked = labels.rank(predictions["expression"].tolist(), protocols.probabilities_of(predictions),
-                         rows["cluster"].to_numpy(), evaluation.column_of(rows, "sequence"))
+                         index.loc[predictions["image"]])
     ranked = predictions[["image", "dataset", "subject", "expression"]].iloc[ranked["position"]].reset_index(
         drop=True).join(ranked.drop(columns="position"))
     suspects = ranked[ranked["reason"] != ""]

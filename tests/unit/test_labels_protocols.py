@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from fer_ray import config, evaluation, explanation, labels, protocols
+from fer_ray.duplicates import HASHES
 from fer_ray.manifest import EXPRESSIONS
 
 
@@ -19,9 +20,15 @@ def noisy(n=400, flipped=40, seed=0):
     return [EXPRESSIONS[i] for i in given], np.exp(logits) / np.exp(logits).sum(1, keepdims=True), set(bad)
 
 
+def index_of(n):
+    """Index rows of pictures that are no duplicates of each other."""
+    hashes = np.random.default_rng(0).integers(0, 2**63, (n, len(HASHES))).astype(np.uint64)
+    return pd.DataFrame(hashes, columns=HASHES).assign(cluster=range(n), sequence=None)
+
+
 def test_planted_label_noise_is_found():
     given, probabilities, bad = noisy()
-    ranked = labels.rank(given, probabilities, np.arange(len(given)), [None] * len(given))
+    ranked = labels.rank(given, probabilities, index_of(len(given)))
     found = set(ranked["position"][ranked["reason"] != ""])
     assert len(found & bad) >= 0.8 * len(bad) and len(found & bad) >= 0.6 * len(found)
     assert sorted(ranked["position"]) == list(range(len(given)))
@@ -29,16 +36,19 @@ def test_planted_label_noise_is_found():
 
 def test_duplicates_that_disagree_come_first_but_not_the_frames_of_one_video():
     given, probabilities, _ = noisy(flipped=0)
-    clusters, videos = np.arange(len(given)), [None] * len(given)
-    clusters[10], videos[20], videos[21], clusters[21] = 0, "v", "v", 20
-    given[0], given[10], given[20], given[21] = "fear", "anger", "neutral", "surprise"
-    ranked = labels.rank(given, probabilities, clusters, videos)
+    rows = index_of(len(given))
+    for first, second in ((0, 10), (20, 21)):  # copies
+        rows.loc[second, [*HASHES, "cluster"]] = rows.loc[first, [*HASHES, "cluster"]]
+    rows.loc[[20, 21], "sequence"] = "v"
+    rows.loc[30, "cluster"] = 0  # linked by a third picture, not alike itself
+    given[0], given[10], given[20], given[21], given[30] = "fear", "anger", "neutral", "surprise", "disgust"
+    ranked = labels.rank(given, probabilities, rows)
     assert set(ranked["position"][:2]) == {0, 10}
     assert ranked["reason"][:2].str.startswith("duplicates say").all() and (ranked["twins"] != "").sum() == 2
 
 
 def test_labels_of_one_class_alone_are_not_doubted():
-    ranked = labels.rank(["fear"] * 5, np.full((5, 8), 1 / 8), np.arange(5), [None] * 5)
+    ranked = labels.rank(["fear"] * 5, np.full((5, 8), 1 / 8), index_of(5))
     assert (ranked["reason"] == "").all()
 
 
