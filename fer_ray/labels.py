@@ -20,8 +20,8 @@ def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame) 
         rows: the N rows of the index, for `cluster`, `duplicates.HASHES` and `sequence`: frames of one video look
             alike while the expression changes, so they do not contradict each other.
 
-    Returns: `position` (in the input), `suggested` (the likeliest class), `quality` (0..1, the label's normalised
-        margin), `ambiguity` (0..1, entropy of the probabilities: how hard the image is, whatever its label),
+    Returns: `position` (in the input), `suggested` (the likeliest class), `quality` (0..1, the probability of
+        the given label), `ambiguity` (0..1, entropy of the probabilities: how hard the image is, whatever its label),
         `twins` (the expressions of its near-duplicates, where they differ), `reason` (why it is a suspect, else "").
     """
     from cleanlab.filter import find_label_issues
@@ -32,8 +32,9 @@ def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame) 
     kept = probabilities[:, [EXPRESSIONS.index(e) for e in present]]
     kept = kept / kept.sum(1, keepdims=True)
     if len(present) > 1:
-        doubted = find_label_issues(labels, kept, filter_by="both", n_jobs=1)
-        quality = get_label_quality_scores(labels, kept, method="normalized_margin")
+        # of cleanlab's ways to choose, the one that finds planted noise best: scripts/measure_labels.py
+        doubted = find_label_issues(labels, kept, filter_by="low_self_confidence", n_jobs=1)
+        quality = get_label_quality_scores(labels, kept, method="self_confidence")
     else:  # nothing to be confused with
         doubted, quality = np.zeros(len(labels), bool), np.ones(len(labels))
     entropy = -(kept * np.log(np.clip(kept, 1e-12, 1))).sum(1) / np.log(max(2, len(present)))
