@@ -16,7 +16,7 @@ def noisy(n=400, flipped=40, seed=0):
     given = truth.copy()
     bad = rng.choice(n, flipped, replace=False)
     given[bad] = (truth[bad] + rng.integers(1, 8, flipped)) % 8
-    logits = rng.normal(0, 1, (n, 8)) + 4 * np.eye(8)[truth]
+    logits = rng.normal(0, 1, (n, 8)) + 5 * np.eye(8)[truth]
     return [EXPRESSIONS[i] for i in given], np.exp(logits) / np.exp(logits).sum(1, keepdims=True), set(bad)
 
 
