@@ -58,6 +58,16 @@ def alike(rows: pd.DataFrame) -> np.ndarray:
     return found
 
 
+def contradictions(rows: pd.DataFrame) -> np.ndarray:
+    """Which pairs of a cluster's rows are alike but have different expressions; bool [N, N].
+
+    Not two frames of one video: they look alike while the expression changes.
+    """
+    expression, video = (rows[c].to_numpy(object)[:, None] for c in ("expression", "sequence"))
+    one_video = (video == video.T) & rows["sequence"].notna().to_numpy()
+    return alike(rows) & (expression != expression.T) & ~one_video
+
+
 def looks_of(crop: np.ndarray, picture: np.ndarray) -> dict[str, int | bytes]:
     """The columns `LOOKS` of one image: its crop and its whole picture, uint8 H x W or H x W x 3 RGB."""
     values = [perceptual_hash(i) for p in (crop, picture) for i in (p, p[:, ::-1])]

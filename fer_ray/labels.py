@@ -52,9 +52,6 @@ def _twins(rows: pd.DataFrame) -> list[str]:
     """The other expressions of each row's near-duplicates, as a comma list; "" where all agree."""
     found = [""] * len(rows)
     for _, group in rows[rows.duplicated("cluster", keep=False)].groupby("cluster"):
-        expression, video = (group[c].to_numpy(object)[:, None] for c in ("expression", "sequence"))
-        one_video = (video == video.T) & group["sequence"].notna().to_numpy()
-        against = duplicates.alike(group) & (expression != expression.T) & ~one_video
-        for i, others in zip(group.index, against, strict=True):
+        for i, others in zip(group.index, duplicates.contradictions(group), strict=True):
             found[i] = ",".join(sorted(set(group["expression"][others])))
     return found

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from fer_ray import duplicates
 from fer_ray.duplicates import HASHES
 from fer_ray.manifest import DataError
 
@@ -126,8 +127,8 @@ def conflicts(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.sort_values("image", kind="stable").reset_index(drop=True)
     found = []
     for _, group in _mixed(rows, "cluster", "expression"):
-        videos = group["sequence"]
-        if videos.notna().all() and videos.nunique() == 1:
+        group = group[duplicates.contradictions(group).any(1)]  # a cluster may link them through others
+        if not len(group):
             continue
         a, b = _examples(group, "expression")
         key = f"{group['face_hash'].iloc[0]:016x}"

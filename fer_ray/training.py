@@ -408,7 +408,7 @@ def progress(runs: dict[str, str], t: TrainConfig):
     stop = threading.Event()
     shown = {label: len(tracking.read(run)) for label, run in runs.items()}
     for label, epochs in shown.items():
-        if epochs:
+        if 0 < epochs < t.epochs:
             print(f"{label + ': ' if label else ''}resuming after epoch {epochs}", flush=True)
 
     def follow() -> None:

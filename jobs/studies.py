@@ -57,8 +57,8 @@ def run_label_audit(config: Config) -> str:
     folder = storage.absolute(storage.join(config.storage, "labels", config.prepared or config.name))
     storage.write_bytes(storage.join(folder, "labels.csv"), ranked.to_csv(index=False).encode())
     storage.write_bytes(storage.join(folder, "suspects.csv"), suspects.to_csv(index=False).encode())
-    summary = {"name": config.name, "images": len(ranked), "suspects": len(suspects), "folds": len(runs),
-               "contradicted": int((suspects["twins"] != "").sum()),
+    summary = {"name": config.name, "retrained": None, "images": len(ranked), "suspects": len(suspects),
+               "folds": len(runs), "contradicted": int((suspects["twins"] != "").sum()),
                "by_class": {e: int((suspects["expression"] == e).sum()) for e in EXPRESSIONS}, **said()}
     if config.retrain:
         summary["retrained"] = retrain_without(folds, prepared, set(suspects["image"]), predictions)
@@ -66,9 +66,9 @@ def run_label_audit(config: Config) -> str:
             **summary["retrained"]), flush=True)
     sheets = overview.contact_sheets(prepared, suspects)
     storage.write_bytes(storage.join(folder, "labels.html"),
-                        report.render_labels({"retrained": None} | summary, sheets).encode())
+                        report.render_labels(summary, sheets).encode())
     target = storage.join(folder, "labels.json")
-    storage.write_json(target, {"retrained": None} | summary)
+    storage.write_json(target, summary)
     print(f"{len(suspects)} of {len(ranked)} labels are doubtful: {folder}/suspects.csv\nreport: {folder}/labels.html",
           flush=True)
     return target
@@ -91,14 +91,16 @@ def retrain_without(config: Config, prepared: str, suspects: set[str], before) -
 def run_crossdata(config: Config) -> str:
     """A network for each source, tested on all others; URI of the matrix."""
     sources = {s.name or s.kind: dataclasses.replace(s, name=s.name or s.kind) for s in config.data.sources}
+    runs = {name: dataclasses.replace(config, name=f"{config.name}-{name}", prepared="",
+                                      data=dataclasses.replace(config.data, sources=[source]))
+            for name, source in sources.items()}
+    training.start_state(config.train)
+    prepared = {name: stages.run_prepare(run) for name, run in runs.items()}
     reports = {}
-    for name, source in sources.items():
-        others = [s for other, s in sources.items() if other != name]
-        one = dataclasses.replace(config, name=f"{config.name}-{name}", prepared="",
-                                  data=dataclasses.replace(config.data, sources=[source]),
-                                  evaluate=dataclasses.replace(config.evaluate, also=others))
-        stages.run_pipeline(one)
-        reports[name] = storage.read_json(storage.join(training.run_uri(one), "report.json"))
+    for name, run in runs.items():
+        stages.run_train(run)
+        stages.score(run, prepared[name], {other: uri for other, uri in prepared.items() if other != name})
+        reports[name] = storage.read_json(storage.join(training.run_uri(run), "report.json"))
     summary = {"name": config.name, **comparison.matrix(reports), **said()}
     folder = storage.absolute(storage.join(config.storage, "crossdata", config.name))
     storage.write_bytes(storage.join(folder, "crossdata.html"), report.render_matrix(summary).encode())

@@ -21,6 +21,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 CONFIDENT = 0.6
 FOLDS = 5
+WAYS = ("low_self_confidence", "low_normalized_margin", "both", "prune_by_noise_rate", "prune_by_class",
+        "confident_learning", "predicted_neq_given")
 
 
 def job(verb: str, *options: str) -> None:
@@ -51,6 +53,26 @@ def plant(rows: list[dict], rate: float, folder: Path, images: Path) -> set[str]
     return flipped
 
 
+def held_against(found: set[str], flipped: set[str]) -> dict:
+    """How many of the flipped labels are among those found, and the other way round."""
+    both = len(found & flipped)
+    return {"suspects": len(found), "recall": both / len(flipped), "precision": both / max(1, len(found))}
+
+
+def cleanlab_ways(storage: Path, name: str) -> dict[str, set[str]]:
+    """The suspects by each of cleanlab's ways to choose them from the same predictions."""
+    import numpy as np
+    from cleanlab.filter import find_label_issues
+
+    rows = [row for k in range(FOLDS) for row in csv.DictReader(open(storage / f"runs/{name}-fold{k}/predictions.csv"))]
+    classes = sorted({r["expression"] for r in rows})
+    labels = np.array([classes.index(r["expression"]) for r in rows])
+    probabilities = np.array([[float(r[f"p_{c}"]) for c in classes] for r in rows])
+    probabilities /= probabilities.sum(1, keepdims=True)
+    images = np.array([Path(r["image"]).name for r in rows])
+    return {way: set(images[find_label_issues(labels, probabilities, filter_by=way, n_jobs=1)]) for way in WAYS}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
@@ -70,12 +92,13 @@ def main() -> None:
         name = f"planted-{rate:g}"
         folder = a.storage / name
         flipped = plant(rows, rate, folder, (a.root / "images").resolve())
-        job("audit", "--labels", *shared, "--name", name, "--data.root", str(folder), "--evaluate.floor", "false")
+        if not (a.storage / f"labels/{name}/labels.json").exists():
+            job("audit", "--labels", *shared, "--name", name, "--data.root", str(folder), "--evaluate.floor", "false")
         found = {Path(r["image"]).name for r in csv.DictReader(open(a.storage / f"labels/{name}/suspects.csv"))}
-        results[f"{rate:g}"] = {"images": len(rows), "flipped": len(flipped), "suspects": len(found),
-                                "recall": len(found & flipped) / len(flipped),
-                                "precision": len(found & flipped) / max(1, len(found))}
+        results[f"{rate:g}"] = {"images": len(rows), "flipped": len(flipped), **held_against(found, flipped)}
         print(f"{rate:g}: {results[f'{rate:g}']}", flush=True)
+        for way, others in cleanlab_ways(a.storage, name).items():
+            print(f"    {way}: {held_against(others, flipped)}", flush=True)
     print(json.dumps(results))
 
 
