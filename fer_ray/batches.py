@@ -38,9 +38,13 @@ def load_refs(uri: str, index: pd.DataFrame) -> list:
     """
     import ray
 
-    load = ray.remote(_load_part)
-    return [load.remote(uri, int(part), rows["row"].to_numpy(), rows["expression"].tolist())
-            for part, rows in index.groupby("part")]
+    load = ray.remote(load_part)
+    return [load.remote(uri, *rows) for rows in rows_by_part(index)]
+
+
+def rows_by_part(index: pd.DataFrame) -> list[tuple[int, np.ndarray, list[str]]]:
+    """Part, row numbers (int64 [n]) and expressions of these index rows, an entry per file."""
+    return [(int(part), rows["row"].to_numpy(), rows["expression"].tolist()) for part, rows in index.groupby("part")]
 
 
 def get(refs: list) -> Crops:
@@ -50,6 +54,14 @@ def get(refs: list) -> Crops:
     return concat(ray.get(refs))
 
 
+def get_features(refs: list) -> tuple[np.ndarray, np.ndarray]:
+    """Features (float32 [N, D]) and labels (int64 [N]) behind references to one pair of them per file."""
+    import ray
+
+    features, labels = zip(*ray.get(refs), strict=True)
+    return np.concatenate(features), np.concatenate(labels)
+
+
 def concat(parts: list[Crops]) -> Crops:
     """Join parts in their order."""
     return Crops([i for p in parts for i in p.images],
@@ -57,7 +69,8 @@ def concat(parts: list[Crops]) -> Crops:
                  np.concatenate([p.rows for p in parts] or [np.zeros(0, np.int64)]))
 
 
-def _load_part(uri: str, part: int, rows: np.ndarray, expressions: list[str]) -> Crops:
+def load_part(uri: str, part: int, rows: np.ndarray, expressions: list[str]) -> Crops:
+    """Read and decode these rows of one file."""
     encoded = prepare.read_part(uri, part)
     images = [prepare.decode_crop(encoded[int(r)]) for r in rows]
     return Crops(images, np.array([EXPRESSIONS.index(e) for e in expressions]), rows.copy())

@@ -18,6 +18,8 @@ from safetensors.torch import save as save_safetensors
 from fer_ray import augment, backbones, storage
 from fer_ray.manifest import EXPRESSIONS
 
+FILES = ("model.safetensors", "train_state.pt", "model.json")
+
 
 class CheckpointError(RuntimeError):
     """No usable checkpoint; the message names the folder and what is wrong with it."""
@@ -39,6 +41,24 @@ def save(folder: str, backbone: str, model: torch.nn.Module, train_state: dict, 
                "sha256": hashlib.sha256(weights).hexdigest(),
                "train_state_sha256": hashlib.sha256(sink.getvalue()).hexdigest(), **description}
     (path / "model.json").write_text(json.dumps(content, indent=2))
+
+
+def upload(folder: str, run: str) -> None:
+    """Copy a local checkpoint into the run, `model.json` last."""
+    done = describe(folder)["progress"]
+    uri = storage.join(run, f"checkpoint_{done['epoch']:04d}_{done['step']:06d}")
+    for name in FILES:
+        storage.write_bytes(storage.join(uri, name), (Path(folder) / name).read_bytes())
+
+
+def prune(run: str) -> None:
+    """Remove all checkpoints of the run but the best and the latest."""
+    found = _complete(run)
+    latest = max(found, key=_progress, default=None)
+    best = max((f for f in found if f[1]["at_end_of_epoch"]), key=_score, default=None)
+    for one in found:
+        if one not in (latest, best):
+            storage.delete_dir(one[0])
 
 
 def describe(uri: str) -> dict:
@@ -84,8 +104,7 @@ def find_best(run: str) -> str:
 
     Raises: CheckpointError if there is none.
     """
-    scored = [(d["metrics"]["val_balanced_accuracy"], uri) for uri, d in _complete(run) if d["at_end_of_epoch"]]
-    for _, uri in sorted(scored, key=lambda s: -s[0]):
+    for uri, _ in sorted((f for f in _complete(run) if f[1]["at_end_of_epoch"]), key=_score, reverse=True):
         if _is_whole(uri):
             return uri
     raise CheckpointError(f"{run}: no complete checkpoint; run jobs/train.py with the same name first")
@@ -96,11 +115,18 @@ def find_latest(run: str) -> str | None:
 
     Every file is verified: a checkpoint that was damaged, or half written when the run died, is passed over.
     """
-    by_progress = sorted(_complete(run), key=lambda c: (c[1]["progress"]["epoch"], c[1]["progress"]["step"]))
-    for uri, _ in reversed(by_progress):
+    for uri, _ in sorted(_complete(run), key=_progress, reverse=True):
         if _is_whole(uri):
             return uri
     return None
+
+
+def _score(found: tuple[str, dict]) -> float:
+    return found[1]["metrics"]["val_balanced_accuracy"]
+
+
+def _progress(found: tuple[str, dict]) -> tuple[int, int]:
+    return found[1]["progress"]["epoch"], found[1]["progress"]["step"]
 
 
 def _complete(run: str) -> list[tuple[str, dict]]:

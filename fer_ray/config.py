@@ -1,20 +1,12 @@
-"""Every knob of every job, typed, with its default, unit and meaning.
-
-One tree of frozen dataclasses becomes `--help`, YAML files and `--section.key VALUE` overrides (jsonargparse).
-Whatever is wrong is told in one error before Ray starts.
-"""
+"""Every knob of every job, typed, with its default, unit and meaning: one tree of frozen dataclasses."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Literal
 
 Kind = Literal["auto", "ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet", "folder", "table",
                "sample"]
@@ -231,6 +223,54 @@ class TrainConfig:
     """Restarts from the last checkpoint after a worker died."""
     mlflow: str = ""
     """URI of an MLflow server that gets every epoch's numbers too (extra `mlflow`); empty: none."""
+    from_tune: str = ""
+    """Name of a finished search (jobs/tune.py) in the same storage, whose best values replace those given here; empty:
+    none."""
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """The search over learning rate and momentum (jobs/tune.py). Its trials take all else from `train`."""
+
+    searcher: Literal["tpe", "gp", "random", "grid"] = "tpe"
+    """What chooses the trials: Optuna's tree-structured Parzen estimator or Gaussian process, chance, or a full grid.
+    All but the grid begin with `train.lr` and `train.momentum`."""
+    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
+    """What ends hopeless trials: asynchronous successive halving, HyperBand, the median of all, or nothing."""
+    num_trials: int = 16
+    """Number of trials; a grid has as many as its points."""
+    max_epochs: int = 9
+    """Epochs of a trial that is never stopped."""
+    grace_epochs: int = 1
+    """Epochs that every trial gets."""
+    reduction_factor: int = 4
+    """Of so many trials one goes on (ASHA, HyperBand); the rungs are `grace_epochs` times its powers."""
+    budget_epochs: int = 0
+    """Epochs of all trials together after which the search ends; 0: no limit."""
+    budget_minutes: float = 0.0
+    """Minutes after which the search ends; 0: no limit."""
+    max_concurrent: int = 0
+    """Trials side by side; 0: as many as the cluster has GPUs for, on CPUs one for every four cores."""
+    plane: Literal["effective", "plain"] = "effective"
+    """Where points are drawn: lr / (1 - momentum), which is what acts, by 1 - momentum, both on a logarithmic scale; or
+    lr, logarithmic, by momentum."""
+    lr: list[float] = field(default_factory=list)
+    """Lowest and highest learning rate, in the plane `effective` lr / (1 - momentum); empty: what suits the
+    backbones."""
+    momentum: list[float] = field(default_factory=lambda: [0.0, 0.99])
+    """Lowest and highest momentum."""
+    backbones: list[str] = field(default_factory=list)
+    """Networks to choose from; empty: `train.backbone`."""
+    batch_sizes: list[int] = field(default_factory=list)
+    """Batch sizes to choose from; empty: `train.batch_size`."""
+    weight_decay: list[float] = field(default_factory=list)
+    """Lowest and highest weight decay, logarithmic; empty: `train.weight_decay`."""
+    label_smoothing: list[float] = field(default_factory=list)
+    """Lowest and highest label smoothing; empty: `train.label_smoothing`."""
+    grid_points: int = 4
+    """Points of the grid on each of its axes, ends included."""
+    seed: int = 0
+    """Seed of the choice of points; trials train with `train.seed`."""
 
 
 @dataclass(frozen=True)
@@ -299,6 +339,7 @@ class Config:
     faces: FacesConfig = field(default_factory=FacesConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -307,36 +348,6 @@ class Config:
     """jobs/audit.py: also look for wrong labels, by the predictions of folds that are trained for it."""
     retrain: bool = False
     """jobs/audit.py --labels: train the folds again without the suspects and compare."""
-
-
-def load(argv: list[str], description: str = "") -> Config:
-    """Parse `--config FILE` and overrides into a checked `Config`.
-
-    Raises: ConfigError listing everything that is wrong.
-    """
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
-    parser.add_class_arguments(Config)
-    _check_keys(argv)
-    try:
-        parsed = parser.parse_args(_spelled_out(argv))
-    except Exception as error:  # jsonargparse wraps every bad value in its own classes
-        raise ConfigError(" ".join(str(error).split())) from None
-    config = parser.instantiate(parsed)
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(Config)}
-    return check(Config(**values))
-
-
-def known_keys(cls: type = Config, prefix: str = "") -> dict[str, type]:
-    """All keys in dotted form, sections included, with their types."""
-    keys = {}
-    for name, kind in get_type_hints(cls).items():
-        keys[prefix + name] = kind
-        if dataclasses.is_dataclass(kind):
-            keys |= known_keys(kind, f"{prefix}{name}.")
-    return keys
 
 
 def check(config: Config) -> Config:
@@ -379,6 +390,7 @@ def check(config: Config) -> Config:
                         "with split.by official or test")
     if not 0 <= f.fold < max(1, f.folds):
         problems.append(f"split.fold: {f.fold} must lie in [0, {max(1, f.folds)})")
+    problems += _tune_problems(config.tune)
     p = config.protocol
     least = 3 if p.kind == "folds" else 1
     if p.repeats < least or p.parallel < 0:
@@ -406,65 +418,33 @@ def check(config: Config) -> Config:
     return config
 
 
+def _tune_problems(u: TuneConfig) -> list[str]:
+    problems = []
+    for key, least in (("num_trials", 1), ("max_epochs", 1), ("grace_epochs", 1), ("reduction_factor", 2),
+                       ("grid_points", 1), ("budget_epochs", 0), ("budget_minutes", 0), ("max_concurrent", 0)):
+        if not getattr(u, key) >= least:
+            problems.append(f"tune.{key}: {getattr(u, key)} must be at least {least}")
+    if u.grace_epochs > u.max_epochs:
+        problems.append(f"tune.grace_epochs: {u.grace_epochs} must not exceed tune.max_epochs {u.max_epochs}")
+    for key, low, high in (("lr", 0, math.inf), ("momentum", -1, 1), ("weight_decay", 0, math.inf),
+                           ("label_smoothing", -1, 1)):
+        ends = getattr(u, key)
+        if ends and not (len(ends) == 2 and low < ends[0] <= ends[1] < high):
+            problems.append(f"tune.{key}: {ends} must be [lowest, highest] between {max(low, 0):g} and {high:g}")
+    if not u.momentum or u.momentum[0] < 0:
+        problems.append(f"tune.momentum: {u.momentum} must be [lowest, highest] in [0, 1)")
+    problems += [f"tune.backbones: unknown backbone {b!r}; known: {', '.join(BACKBONES)}, timm:NAME"
+                 for b in u.backbones if b not in BACKBONES and not b.startswith("timm:")]
+    problems += [f"tune.batch_sizes: {b} must be at least 1" for b in u.batch_sizes if b < 1]
+    return problems
+
+
 def to_dict(config) -> dict:
     """The resolved configuration as plain values, for YAML and JSON."""
     return dataclasses.asdict(config)
-
-
-def _spelled_out(argv: list[str]) -> list[str]:
-    """`--labels` alone means `--labels true`."""
-    bare = {f"--{key}" for key, kind in known_keys().items() if kind is bool}
-    return [word for option, following in zip(argv, [*argv[1:], "--"], strict=True)
-            for word in ([option, "true"] if option in bare and following.startswith("--") else [option])]
 
 
 def _value(config: Config, key: str):
     for part in key.split("."):
         config = getattr(config, part)
     return config
-
-
-def _check_keys(argv: list[str]) -> None:
-    """Name every unknown key, in the files and on the command line, with its nearest known one."""
-    problems, names = [], list(known_keys())
-    options = [a[2:].split("=")[0] for a in argv if a.startswith("--")]
-    for option in options:
-        if option not in (*names, "config", "help") and option.rstrip("+") not in names:
-            problems.append(f"unknown option --{option}{_nearest(option, names)}")
-    for path in _config_files(argv):
-        try:
-            tree = yaml.safe_load(Path(path).read_text()) or {}
-        except OSError as error:
-            raise ConfigError(f"--config {path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(tree, dict):
-            raise ConfigError(f"--config {path}: must hold keys and values, not {type(tree).__name__}")
-        problems += [f"{path}: unknown key {key!r}{_nearest(key, names)}" for key in _unknown(tree, Config)]
-    if problems:
-        raise ConfigError("; ".join(problems))
-
-
-def _config_files(argv: list[str]) -> list[str]:
-    files = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-    return files + [b for a, b in zip(argv, argv[1:], strict=False) if a == "--config"]
-
-
-def _unknown(tree: dict, cls: type, prefix: str = "") -> list[str]:
-    hints, unknown = get_type_hints(cls), []
-    for key, value in tree.items():
-        kind = hints.get(key)
-        if kind is None:
-            unknown.append(f"{prefix}{key}")
-        elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
-            unknown += _unknown(value, kind, f"{prefix}{key}.")
-        elif get_origin(kind) is list and isinstance(value, list):
-            item = get_args(kind)[0]
-            for i, v in enumerate(value):
-                unknown += _unknown(v, item, f"{prefix}{key}[{i}].") if isinstance(v, dict) else []
-    return unknown
-
-
-def _nearest(key: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else f"; known: {', '.join(names)}"

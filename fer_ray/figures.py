@@ -12,6 +12,8 @@ from fer_ray.manifest import EXPRESSIONS
 
 SPLITS = ("train", "val", "test")
 BLUE, ORANGE, GREY = "#2f5d8a", "#d1772e", "#8a8f98"
+STATES = {"finished": "o", "ended": "x", "diverged": "v", "unfinished": "s"}  # of trials, and their marks
+MOMENTA = (0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
 def summary_png(result: dict, montage: list[dict]) -> bytes:
@@ -294,6 +296,94 @@ def comparison_figure(curves: dict[str, list[dict]]):
         axis.xaxis.get_major_locator().set_params(integer=True)
     loss.legend(frameon=False)
     return figure
+
+
+def search_figure(summary: dict):
+    """The plane and the learning curves of a search side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shown = [t for t in summary["trials"] if t["history"]]
+    _plane(left, shown, figure)
+    _rungs(right, shown, summary["rungs"])
+    return figure
+
+
+def plane_figure(trials: list[dict]):
+    """Learning rate by momentum, a mark a trial, coloured by its best validation score; crosses ended early."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    _plane(figure.subplots(), trials, figure)
+    return figure
+
+
+def rungs_figure(trials: list[dict], rungs: list[int]):
+    """Validation score by epoch, a line a trial; the dotted lines are the epochs at which trials may be ended."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    _rungs(figure.subplots(), trials, rungs)
+    return figure
+
+
+def cost_figure(summary: dict):
+    """Epochs that the search took, that its trials would have taken in full, and that a grid takes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.9), layout="constrained")
+    axis = figure.subplots()
+    bars = [("this search", summary["epochs_spent"]), ("its trials in full", summary["full_epochs"]),
+            ("the grid", summary["grid_epochs"])]
+    axis.barh([name for name, _ in bars], [n for _, n in bars], color=[BLUE, GREY, GREY])
+    for i, (_, n) in enumerate(bars):
+        axis.text(n, i, f" {n}", va="center")
+    axis.invert_yaxis()
+    axis.set(xlabel="epochs", xlim=(0, 1.1 * max(n for _, n in bars)))
+    return figure
+
+
+def _plane(axis, trials: list[dict], figure) -> None:
+    top = max(t["score"] for t in trials)
+    best = max(trials, key=lambda t: t["score"])
+    for state, marker in STATES.items():
+        some = [t for t in trials if t["state"] == state]
+        if some:
+            drawn = axis.scatter([t["settings"]["lr"] for t in some], [1 - t["settings"]["momentum"] for t in some],
+                                 c=[t["score"] for t in some], vmin=0, vmax=top, cmap="viridis_r", marker=marker, s=70,
+                                 label=state)
+    axis.scatter(best["settings"]["lr"], 1 - best["settings"]["momentum"], s=220, facecolors="none",
+                 edgecolors=ORANGE, linewidths=2, label="best")
+    axis.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="momentum")
+    axis.invert_yaxis()
+    damping = [1 - t["settings"]["momentum"] for t in trials]
+    ticks = [m for m in MOMENTA if min(damping) / 1.5 <= 1 - m <= max(damping) * 1.5]
+    axis.set_yticks([1 - m for m in ticks], [f"{m:g}" for m in ticks])
+    axis.yaxis.set_minor_locator(_none())
+    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=5)
+    figure.colorbar(drawn, ax=axis, label="validation balanced accuracy")
+
+
+def _rungs(axis, trials: list[dict], rungs: list[int]) -> None:
+    best = max(trials, key=lambda t: t["score"])
+    for t in trials:
+        numbers = [e["epoch"] + 1 for e in t["history"]]
+        scores = [e["val_balanced_accuracy"] for e in t["history"]]
+        chosen = t is best
+        axis.plot(numbers, scores, color=ORANGE if chosen else BLUE, alpha=1 if chosen else 0.5, lw=2 if chosen else 1,
+                  zorder=3 if chosen else 2)
+        axis.plot(numbers[-1], scores[-1], STATES[t["state"]], color=ORANGE if chosen else BLUE, ms=5)
+    for rung in rungs:
+        axis.axvline(rung, color=GREY, lw=0.8, ls=":")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="epoch (dotted: rungs)", ylabel="validation balanced accuracy")
+
+
+def _none():
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
 
 
 def png(figure) -> bytes:

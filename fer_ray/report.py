@@ -84,6 +84,17 @@ def render_matrix(summary: dict) -> str:
     return _page("matrix.html.j2", s=summary, picture=figures.data_uri(picture))
 
 
+def render_tune(summary: dict) -> str:
+    """The page of a search, see `tuning.summarise`."""
+    shown = [t for t in summary["trials"] if t["history"]]
+    return _page("tune.html.j2", s=summary, ranked=sorted(summary["trials"], key=lambda t: -t["score"]),
+                 states={state: sum(t["state"] == state for t in summary["trials"]) for state in figures.STATES},
+                 pictures={"plane": _picture(figures.plane_figure, shown),
+                           "rungs": figures.data_uri(figures.rungs_figure(shown, summary["rungs"])),
+                           "cost": figures.data_uri(figures.cost_figure(summary))},
+                 config=_flatten({"tune": summary["tune"], "train": summary["train"]}))
+
+
 def is_leaking(summary: dict) -> bool:
     """Whether a test score on this split holds for no new face: people, videos or pictures stand on both sides."""
     return summary["split"] in ("image", "sequence") or any(summary["leaks"].values())

@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that a job runs without installing the package, as `ray job submit` does
 
 from fer_ray import config as configuration  # noqa: E402
-from fer_ray import storage  # noqa: E402
+from fer_ray import options, storage  # noqa: E402
 
 # Ray's own progress is for developers of Ray; must be set before Ray is imported. Train's controller takes a report
 # each time it polls: every 2 s by itself, which short epochs wait for; every 0.2 s takes
 # the network a few percent of two cores. Several runs side by side start more processes than Ray warns of.
 QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
+         "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
          "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
          "RAY_AUTH_MODE": "token", "RAY_worker_maximum_startup_concurrency": "8",
          "PYTHONPATH": str(ROOT)}
@@ -28,13 +29,13 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
     """Run `stages` with the configuration of the command line; exit code 1 and one line when the user can mend it."""
     # heavy imports come only once the options are read, so that --help and typing errors answer at once
     try:
-        config = configuration.load(sys.argv[1:], description)
+        config = options.load(sys.argv[1:], description)
     except configuration.ConfigError as error:
         sys.exit(f"error: {error}")
-    from fer_ray import backbones, checkpoints, faces, manifest, training
+    from fer_ray import backbones, checkpoints, faces, manifest, training, tuning
 
     try:
-        result = stages(config)
+        result = stages(tuning.with_found(config))
     except (configuration.ConfigError, manifest.DataError, faces.DetectorError, backbones.WeightsError,
             checkpoints.CheckpointError, training.TrainingError) as error:
         sys.exit(f"error: {error}")

@@ -6,7 +6,7 @@ import dataclasses
 
 import job
 
-from fer_ray import augment, evaluation, metrics, overview, prepare, report, storage, training
+from fer_ray import augment, evaluation, loop, metrics, overview, prepare, report, storage, training
 from fer_ray.config import Config
 from fer_ray.datasets import read_manifest
 
@@ -51,7 +51,7 @@ def run_train(config: Config) -> str:
     prepare.read_index(job.prepared_uri(config))
     training.start_state(t)
     job.connect()
-    scaled = f" (scaled to {training.peak_lr(t):g} for batches of {t.batch_size})" if t.lr_per_256 else ""
+    scaled = f" (scaled to {loop.peak_lr(t):g} for batches of {t.batch_size})" if t.lr_per_256 else ""
     print(f"train: {t.backbone} from {t.weights} weights, at most {t.epochs} epochs, lr {t.lr:g}{scaled}, "
           f"momentum {t.momentum:g}", flush=True)
     return training.train(config, job.prepared_uri(config))

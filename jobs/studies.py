@@ -1,4 +1,4 @@
-"""Studies of several runs: folds and seeds, label audit, across data sets, backbones beside each other."""
+"""Studies of several runs: search, folds and seeds, label audit, across data sets, backbones beside each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import job
 import stages
 
-from fer_ray import comparison, labels, overview, prepare, protocols, report, storage, training
+from fer_ray import comparison, figures, labels, overview, prepare, protocols, report, storage, training, tuning
 from fer_ray.config import Config
 from fer_ray.manifest import EXPRESSIONS
 
@@ -113,6 +113,37 @@ def said() -> dict:
     """When and by which command."""
     return {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": shlex.join(["python", *sys.argv])}
+
+
+def run_tune(config: Config) -> str:
+    """Search, score the chosen trial on the test split, tell it on one page; URI of tune.json.
+
+    Without `data.root` the prepared set must be there.
+    """
+    prepared = job.prepared_uri(config)
+    for t in tuning.start_trains(config):
+        training.start_state(t)
+    if config.data.root:
+        stages.run_prepare(config)
+    prepare.read_index(prepared)
+    job.connect()
+    found = tuning.search(config, prepared)
+    best = tuning.choose(config, found)
+    chosen = tuning.trial_config(config, best["number"], best["point"])
+    result = storage.read_json(stages.score(chosen, prepared, {}))
+    folder = tuning.search_uri(config)
+    summary = tuning.summarise(config, found, best) | said() | {
+        "test": {key: result[key] for key in report.HEADLINE}, "test_report": result["report"]}
+    storage.write_bytes(storage.join(folder, "tune.html"), report.render_tune(summary).encode())
+    storage.write_bytes(storage.join(folder, "tune.png"), figures.png(figures.search_figure(summary)))
+    target = storage.join(folder, "tune.json")
+    storage.write_json(target, summary)
+    values = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in best["settings"].items())
+    print(f"best: trial {best['number']:03d}, val balanced accuracy {best['score']:.3f}, {values}\n"
+          f"{len(found)} trials, {summary['epochs_spent']} epochs (a grid takes {summary['grid_epochs']})\n"
+          f"train with it: python jobs/train.py --train.from_tune {config.name} ...\n"
+          f"report: {folder}/tune.html", flush=True)
+    return target
 
 
 def run_compare(config: Config) -> str:

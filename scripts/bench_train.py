@@ -75,24 +75,24 @@ def limit(backbone: str, options) -> float:
     """Images/s of the same steps on random tensors that lie on the device."""
     import torch
 
-    from fer_ray import backbones, training
+    from fer_ray import backbones, loop
     from fer_ray.config import TrainConfig
 
     device = torch.device(options.device)
     torch.set_num_threads(max(1, os.cpu_count() // options.num_workers))
     t = TrainConfig(backbone=backbone, batch_size=options.batch_size)
     model = backbones.build(backbone).to(device, memory_format=torch.channels_last).train()
-    optimizer = training.sgd(model, t)
+    optimizer = loop.sgd(model, t)
     images = torch.randn(options.batch_size, 3, 224, 224, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 8, (options.batch_size,), device=device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.uses_bf16(t, device))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=loop.uses_bf16(t, device))
     steps = options.images // options.batch_size
 
     def epoch() -> float:
         start = time.perf_counter()
         for _ in range(steps):
-            loss = training.train_step(model, optimizer, images, labels, torch.ones(8, device=device),
-                                       options.batch_size, t, autocast)
+            loss = loop.train_step(model, optimizer, images, labels, torch.ones(8, device=device),
+                                   options.batch_size, t, autocast)
         loss.item()  # waits for the device
         return time.perf_counter() - start
 

@@ -2,18 +2,18 @@ from pathlib import Path
 
 import pytest
 
-from fer_ray import config
+from fer_ray import config, options
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_configuration_is_valid(file):
-    assert config.load(["--config", str(file)]).name == file.stem
+    assert options.load(["--config", str(file)]).name == file.stem
 
 
 def test_overrides_win_over_the_file():
-    loaded = config.load(["--config", str(CONFIGS[0]), "--train.lr", "0.5", "--name", "x"])
+    loaded = options.load(["--config", str(CONFIGS[0]), "--train.lr", "0.5", "--name", "x"])
     assert (loaded.train.lr, loaded.name) == (0.5, "x")
 
 
@@ -30,7 +30,7 @@ def test_overrides_win_over_the_file():
 ])
 def test_one_line_names_all_that_is_wrong(argv, words):
     with pytest.raises(config.ConfigError) as error:
-        config.load(argv)
+        options.load(argv)
     assert "\n" not in str(error.value)
     assert all(w in str(error.value) for w in words)
 
@@ -38,4 +38,4 @@ def test_one_line_names_all_that_is_wrong(argv, words):
 def test_unknown_key_in_a_file_suggests_the_nearest(tmp_path):
     (tmp_path / "c.yaml").write_text("train: {momentun: 0.5}\ndata: {sources: [{kin: jaffe}]}\n")
     with pytest.raises(config.ConfigError, match=r"train.momentun.*did you mean 'train.momentum'.*sources\[0\].kin"):
-        config.load(["--config", str(tmp_path / "c.yaml")])
+        options.load(["--config", str(tmp_path / "c.yaml")])

@@ -14,6 +14,7 @@ PACKAGE = Path(fer_ray.__file__).parent
 # The table "module, in import order" of the design; True: the module may import Ray.
 ORDER = {
     "config": False,
+    "options": False,
     "storage": False,
     "manifest": False,
     "pixels": False,
@@ -28,6 +29,7 @@ ORDER = {
     "checkpoints": False,
     "metrics": False,
     "tracking": True,  # its callback
+    "loop": True,  # through batches
     "training": True,
     "tuning": True,
     "inference": True,

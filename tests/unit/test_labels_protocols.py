@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_ray import config, evaluation, explanation, labels, protocols
+from fer_ray import config, evaluation, explanation, labels, options, protocols
 from fer_ray.duplicates import HASHES
 from fer_ray.manifest import EXPRESSIONS
 
@@ -105,7 +105,7 @@ def test_heat_maps_lie_between_0_and_1_and_leave_the_network_as_it_was(backbone)
 
 
 def test_switches_need_no_value():
-    assert config.load(["--labels", "--train.use_gpu", "--name", "x"]).labels
-    assert not config.load(["--labels", "false"]).labels
+    assert options.load(["--labels", "--train.use_gpu", "--name", "x"]).labels
+    assert not options.load(["--labels", "false"]).labels
     with pytest.raises(config.ConfigError, match="retrain"):
-        config.load(["--retrain"])
+        options.load(["--retrain"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fer_ray import backbones, checkpoints, training
+from fer_ray import backbones, checkpoints, loop, training
 from fer_ray.config import ConfigError, TrainConfig
 
 
@@ -113,12 +113,12 @@ def test_timm_names():
 
 
 def test_schedule_and_class_weights():
-    assert training.lr_at(5, TrainConfig(lr=0.2, schedule="cosine", epochs=10)) == pytest.approx(0.1)
+    assert loop.lr_at(5, TrainConfig(lr=0.2, schedule="cosine", epochs=10)) == pytest.approx(0.1)
     warm = TrainConfig(lr=0.4, warmup_epochs=3, epochs=13, schedule="step", step_epochs=5)
-    assert [training.lr_at(e, warm) for e in (0, 1, 2, 3, 7, 8)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.04])
-    assert training.lr_at(0, TrainConfig(lr=0.1, batch_size=64, lr_per_256=True)) == pytest.approx(0.025)
+    assert [loop.lr_at(e, warm) for e in (0, 1, 2, 3, 7, 8)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.04])
+    assert loop.lr_at(0, TrainConfig(lr=0.1, batch_size=64, lr_per_256=True)) == pytest.approx(0.025)
     labels = np.array([0] * 6 + [1] * 2)
-    weights = training.loss_weights(labels, "balanced")
+    weights = loop.loss_weights(labels, "balanced")
     assert weights[1] == pytest.approx(3 * weights[0]) and weights[2] == 0
     assert weights[labels].mean() == pytest.approx(1)
 
@@ -140,13 +140,13 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
         torch.manual_seed(1)
         model = backbones.build("timm:test_convnext")
         t = TrainConfig(lr=0.1, micro_batches=parts, clip_norm=0.5, nesterov=True, weight_decay=0.1)
-        training.train_step(model, training.sgd(model, t), images, labels, torch.ones(8), 6, t,
-                            contextlib.nullcontext())
+        loop.train_step(model, loop.sgd(model, t), images, labels, torch.ones(8), 6, t,
+                        contextlib.nullcontext())
         ended.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.allclose(*ended, atol=1e-6)
 
 
 def test_weight_decay_spares_biases_and_norms():
-    decayed, spared = training.sgd(backbones.build("resnet18"), TrainConfig(weight_decay=0.1)).param_groups
+    decayed, spared = loop.sgd(backbones.build("resnet18"), TrainConfig(weight_decay=0.1)).param_groups
     assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in spared["params"])

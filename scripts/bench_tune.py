@@ -1,0 +1,110 @@
+"""What searching costs and finds: `python scripts/bench_tune.py --prepared FOLDER`.
+
+In one run, on a prepared set: the full grid, random search, and successive halving (ASHA) with random points and with
+Optuna's, in both planes, each with as many trials as the grid has points and the same most epochs. Every search is
+repeated with several seeds (of the points and of training). Says the best validation balanced accuracy and the epochs
+spent, as shares of the grid's. The last line is JSON; means over the seeds.
+
+`--layers head` (default) trains the last layer on the frozen features of all images, which takes seconds a trial on a
+CPU; `--layers all --images 64` fine-tunes the whole network on so many training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "jobs"), str(ROOT / "scripts")]
+
+METHODS = {  # searcher, scheduler, plane
+    "grid": ("grid", "none", "plain"),
+    "random": ("random", "none", "plain"),
+    "asha_random_plain": ("random", "asha", "plain"),
+    "asha_random_effective": ("random", "asha", "effective"),
+    "asha_tpe_plain": ("tpe", "asha", "plain"),
+    "asha_tpe_effective": ("tpe", "asha", "effective"),
+}
+
+
+def main() -> None:
+    """Run all methods for every seed and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prepared", required=True, help="folder of a prepared set")
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--layers", default="head", choices=["head", "all"])
+    parser.add_argument("--images", type=int, default=0, help="training images, 0: all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--points", type=int, nargs=2, default=[5, 4], help="grid points of learning rate and momentum")
+    parser.add_argument("--max_epochs", type=int, default=9)
+    parser.add_argument("--lr", type=float, nargs=2, default=[1e-3, 1.0], help="lowest and highest, plane `plain`")
+    parser.add_argument("--batch_size", type=int, default=16)
+    options = parser.parse_args()
+
+    import job
+    from bench_train import subset
+
+    from fer_ray import tuning
+
+    begun = time.time()
+    folder = tempfile.mkdtemp(prefix="bench_tune_")
+    prepared = str(Path(options.prepared).resolve())
+    if options.images:
+        prepared = subset(prepared, f"{folder}/set", options.images)
+    job.connect()
+    loaded = tuning.load(config_of("grid", 0, folder, options), prepared)
+    table = {}
+    for seed in range(options.seeds):
+        for method in METHODS:
+            config = config_of(method, seed, folder, options)
+            start = time.time()
+            found = tuning.search(config, prepared, loaded)
+            best = max(found, key=lambda t: t["score"])
+            table[method, seed] = {"score": best["score"], "epochs": sum(len(t["history"]) for t in found),
+                                   "trials": len(found), "seconds": time.time() - start, **best["settings"]}
+            print(method, seed, table[method, seed], flush=True)
+            shutil.rmtree(tuning.search_uri(config))
+    shutil.rmtree(folder)
+    print(json.dumps({"device": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+                      "date": date.today().isoformat(), "minutes": (time.time() - begun) / 60, **vars(options),
+                      "methods": {m: told(table, m, options.seeds) for m in METHODS}}))
+
+
+def config_of(method: str, seed: int, storage: str, options):
+    """The configuration of a search."""
+    from fer_ray.config import Config, TrainConfig, TuneConfig, check
+
+    kind, scheduler, plane = METHODS[method]
+    low, high = options.lr
+    return check(Config(name=f"{method}-{seed}", storage=storage, train=TrainConfig(
+        backbone=options.backbone, layers=options.layers, batch_size=options.batch_size, schedule="cosine", lr=0.01,
+        patience=options.max_epochs, seed=seed), tune=TuneConfig(
+        searcher=kind, scheduler=scheduler, plane=plane, num_trials=options.points[0] * options.points[1],
+        max_epochs=options.max_epochs, grid_points=options.points[0], seed=seed,
+        lr=[low, high] if plane == "plain" else [10 * low, 10 * high])))
+
+
+def told(table: dict, method: str, seeds: int) -> dict:
+    """Means over the seeds; `score_vs_grid` and `epochs_vs_grid` are means of the ratios of each seed."""
+    def mean(key: str) -> float:
+        return statistics.mean(table[method, s][key] for s in range(seeds))
+
+    def ratio(key: str) -> list[float]:
+        return [table[method, s][key] / table["grid", s][key] for s in range(seeds)]
+
+    return {"score_vs_grid": statistics.mean(ratio("score")), "score_vs_grid_each": ratio("score"),
+            "epochs_vs_grid": statistics.mean(ratio("epochs")), "score": mean("score"), "epochs": mean("epochs"),
+            "trials": mean("trials"), "seconds": mean("seconds")}
+
+
+if __name__ == "__main__":
+    main()
