@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--layers", default="head", choices=["head", "all"])
     parser.add_argument("--images", type=int, default=0, help="training images, 0: all")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--points", type=int, nargs=2, default=[5, 4], help="grid points of learning rate and momentum")
+    parser.add_argument("--points", type=int, default=4, help="grid points of learning rate, and of momentum")
     parser.add_argument("--max_epochs", type=int, default=9)
     parser.add_argument("--lr", type=float, nargs=2, default=[1e-3, 1.0], help="lowest and highest, plane `plain`")
     parser.add_argument("--batch_size", type=int, default=16)
@@ -88,8 +88,8 @@ def config_of(method: str, seed: int, storage: str, options):
     return check(Config(name=f"{method}-{seed}", storage=storage, train=TrainConfig(
         backbone=options.backbone, layers=options.layers, batch_size=options.batch_size, schedule="cosine", lr=0.01,
         patience=options.max_epochs, seed=seed), tune=TuneConfig(
-        searcher=kind, scheduler=scheduler, plane=plane, num_trials=options.points[0] * options.points[1],
-        max_epochs=options.max_epochs, grid_points=options.points[0], seed=seed,
+        searcher=kind, scheduler=scheduler, plane=plane, num_trials=options.points**2,
+        max_epochs=options.max_epochs, grid_points=options.points, seed=seed,
         lr=[low, high] if plane == "plain" else [10 * low, 10 * high])))
 
 

@@ -15,7 +15,7 @@ from fer_ray import prepare, storage, tracking, tuning
 from fer_ray.config import Config, DataConfig, TrainConfig, TuneConfig
 from fer_ray.datasets import read_manifest, sample
 
-GOOD, BAD, DIVERGING = ({"lr": lr, "momentum": 0.9} for lr in (0.05, 1e-9, 1e30))
+GOOD, BAD, DIVERGING = ({"lr": lr, "momentum": 0.9} for lr in (0.05, 1e-9, 1e38))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def tiny(tmp_path_factory):
     sample.write_sample(root / "data", subjects=5, seed=3)
     config = Config(name="set", storage=str(root / "out"), prepared="set", data=DataConfig("auto", str(root / "data")),
                     train=TrainConfig(backbone="efficientnet_lite0", layers="head", batch_size=8, lr=0.05),
-                    tune=TuneConfig(plane="plain", lr=[1e-10, 1e35], max_epochs=4, num_trials=3))
+                    tune=TuneConfig(plane="plain", lr=[1e-10, 1e38], max_epochs=4, num_trials=3))
     with ray_on(2):
         prepare.prepare(config, read_manifest(config.data))
     return config
@@ -84,7 +84,7 @@ def test_driver_killed_and_interrupted_goes_on_with_what_is_done(tiny):
     runs = Path(tuning.search_uri(config)) / "runs"
     options = ["--storage", config.storage, "--prepared", "set", "--name", "killed", "--train.backbone",
                config.train.backbone, "--train.layers", "head", "--train.batch_size", "8", "--train.lr", "0.05",
-               "--tune.plane", "plain", "--tune.lr", "[1e-10, 1e35]", "--tune.max_epochs", "30", "--tune.num_trials",
+               "--tune.plane", "plain", "--tune.lr", "[1e-10, 1e38]", "--tune.max_epochs", "30", "--tune.num_trials",
                "3"]
 
     def start() -> subprocess.Popen:
