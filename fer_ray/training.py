@@ -157,7 +157,8 @@ def worker_resources(cluster: dict, t: TrainConfig) -> dict:
     if cpus < 0.5 * needed:
         raise ConfigError(f"train.num_workers: {needed} workers need at least half a CPU each, the cluster has "
                           f"{cpus:g}")
-    return {"CPU": 1 if cpus >= t.num_workers else 0.5, **({"GPU": 1} if t.use_gpu else {})}
+    # a little must be left: for the tasks that stream, and for a search's own part of each trial
+    return {"CPU": 1 if cpus > t.num_workers else 0.5, **({"GPU": 1} if t.use_gpu else {})}
 
 
 def threads(t: TrainConfig, side_by_side: int) -> int:

@@ -320,8 +320,10 @@ def concurrency(cluster: dict, config: Config) -> int:
     if t.use_gpu:
         fitting = most = int(cluster["GPU"] // t.num_workers)
     else:
-        fitting = max(1, int(cluster["CPU"] // t.num_workers))
-        most = max(1, int(cluster["CPU"] // (t.num_workers if t.num_workers > 1 else CORES)))
+        # the process around several workers takes a little of its own
+        several = int((cluster["CPU"] - 0.5) // t.num_workers)
+        fitting = max(1, several if t.num_workers > 1 else int(cluster["CPU"]))
+        most = max(1, several if t.num_workers > 1 else int(cluster["CPU"] // CORES))
     return min(config.tune.max_concurrent, fitting) if config.tune.max_concurrent else most
 
 
