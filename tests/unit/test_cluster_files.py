@@ -23,7 +23,8 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster import fill, spot_watcher
+from cluster import fill, reserve, spot_watcher
+from fer_ray import options
 
 ROOT = Path(__file__).parents[2]
 VERSION = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
@@ -421,13 +422,15 @@ def rayjob_problems(documents: list[dict]) -> list[str]:
         return ["one RayJob and one NetworkPolicy are needed"]
     spec = kinds["RayJob"][0]["spec"]
     cluster, entry = spec["rayClusterSpec"], spec["entrypoint"].split()
-    options = dict(zip(entry, entry[1:], strict=False))
-    if not re.fullmatch(r"[a-z0-9-]+", options.get("--name", "")):
+    given = dict(zip(entry, entry[1:], strict=False))
+    if not re.fullmatch(r"[a-z0-9-]+", given.get("--name", "")):
         lines.append("entrypoint: no fixed run name, so a retry would begin anew")
-    if not options.get("--storage", "").startswith("s3://BUCKET/PREFIX"):
+    if not given.get("--storage", "").startswith("s3://BUCKET/PREFIX"):
         lines.append("entrypoint: storage that a retry does not see")
-    if not 1 <= int(options.get("--train.min_workers", 0)) < int(options.get("--train.num_workers", 0)):
+    if not 1 <= int(given.get("--train.min_workers", 0)) < int(given.get("--train.num_workers", 0)):
         lines.append("entrypoint: not elastic")
+    if "/cluster/reserve.py" not in entry[1] or given.get("--gpus") != given["--train.num_workers"]:
+        lines.append("entrypoint: asks for no GPUs, and there are none before")
     if spec.get("backoffLimit", 0) < 1:
         lines.append("backoffLimit: no retry")
     if not spec.get("activeDeadlineSeconds"):
@@ -559,6 +562,9 @@ RAYJOB_MUTATIONS = {
     "no name": (lambda d: entry(d, "--name fer-ray", ""), "no fixed run name"),
     "local storage": (lambda d: entry(d, "s3://BUCKET/PREFIX", "/tmp/out"), "storage that a retry"),
     "not elastic": (lambda d: entry(d, "--train.min_workers 1", ""), "not elastic"),
+    "no GPU asked for": (lambda d: entry(d, "python /opt/fer_ray/cluster/reserve.py --gpus 4 --cpus 4 --", ""),
+                         "asks for no GPUs"),
+    "fewer than used": (lambda d: entry(d, "--gpus 4", "--gpus 2"), "asks for no GPUs"),
     "no retry": (lambda d: job(d).pop("backoffLimit"), "no retry"),
     "no deadline": (lambda d: job(d).pop("activeDeadlineSeconds"), "no end to the cost"),
     "cluster stays": (lambda d: job(d).update(shutdownAfterJobFinishes=False), "cluster stays"),
@@ -607,6 +613,12 @@ RAYJOB_MUTATIONS = {
 
 def test_rayjob_is_right():
     assert rayjob_problems(load("jobs/rayjob.yaml")) == []
+
+
+def test_the_job_knows_the_options_it_is_started_with():
+    words = job(load("jobs/rayjob.yaml"))["entrypoint"].split()
+    config = options.load(words[words.index("/home/ray/app/jobs/train.py") + 1 :])
+    assert (config.name, config.train.num_workers, config.train.min_workers) == ("fer-ray", 4, 1)
 
 
 @pytest.mark.parametrize("name", RAYJOB_MUTATIONS)
@@ -812,6 +824,12 @@ def test_wrong_values_are_refused(name, value):
     assert any(name in line for line in fill.wrong(VALUES | {name: value}))
 
 
+def test_what_is_missing_is_told():
+    assert reserve.missing({"CPU": 8, "GPU": 1}, 1, 8) == ""
+    assert reserve.missing({"CPU": 8}, 2, 16) == "2 of 2 GPUs and 8 of 16 CPUs"
+    assert reserve.bundles(2, 3) == [{"GPU": 1, "CPU": 1}] * 2 + [{"CPU": 1}] and reserve.bundles(0, 0) == []
+
+
 # -- the spot watcher against a stand-in for the metadata service --------------------------------------------------
 
 
@@ -888,9 +906,9 @@ def test_watcher_drains_its_node_once_the_notice_comes(imds, tmp_path):
     assert len(imds.tokens) == 1 and len(imds.seen) == 6
     (arguments,) = calls
     assert arguments[:3] == ["drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-    options = dict(zip(arguments[1::2], arguments[2::2], strict=False))
-    assert 100 <= int(options["--deadline-remaining-seconds"]) <= 115
-    assert options["--address"] == "10.0.0.1:6379" and "terminate" in options["--reason-message"]
+    given = dict(zip(arguments[1::2], arguments[2::2], strict=False))
+    assert 100 <= int(given["--deadline-remaining-seconds"]) <= 115
+    assert given["--address"] == "10.0.0.1:6379" and "terminate" in given["--reason-message"]
     assert {"RAY_ADDRESS=10.0.0.1:6379", "MODE=token"} <= set(arguments)
 
 
