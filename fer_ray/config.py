@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -353,11 +354,17 @@ class Config:
 def check(config: Config) -> Config:
     """Return `config` if all values make sense together. Raises: ConfigError listing all that do not."""
     t, problems = config.train, []
+    if leaking := _secrets(to_dict(config)):  # at once, and alone: no message may repeat them
+        raise ConfigError("; ".join(
+            f"{key}: carries credentials, which would end up in results and logs; leave them out of it and give them "
+            f"by {_ENVIRONMENT.get(key, 'the AWS environment')}" for key in leaking))
     if t.backbone not in BACKBONES and not t.backbone.startswith("timm:"):
         problems.append(f"train.backbone: unknown backbone {t.backbone!r}; known: {', '.join(BACKBONES)}, timm:NAME")
-    for key, name in (("name", config.name), ("prepared", config.prepared or "x")):
-        if not name or "/" in name or name.startswith("."):
-            problems.append(f"{key}: {name!r} must be a plain name without '/'")
+    for key, name in (("name", config.name), ("prepared", config.prepared), ("train.from_tune", t.from_tune),
+                      *(("data.sources", source.name) for source in config.data.sources)):
+        if (name or key == "name") and not _is_plain(name):
+            problems.append(f"{key}: {name!r} must be a plain name without '/': letters, digits, and blanks . _ + - "
+                            "after the first")
     for key in ("train.epochs", "train.batch_size", "train.num_workers", "train.patience", "train.num_to_keep",
                 "train.micro_batches", "train.step_epochs", "evaluate.batch_size", "faces.detect_side",
                 "data.sample.subjects", "data.ckplus.peak_frames"):
@@ -396,7 +403,7 @@ def check(config: Config) -> Config:
     if p.repeats < least or p.parallel < 0:
         problems.append(f"protocol: {p.kind} needs repeats ({p.repeats}) of at least {least} and parallel "
                         f"({p.parallel}) of at least 0")
-    unnamed = [s.root for s in config.evaluate.also if not s.name or "/" in s.name]
+    unnamed = [s.root for s in config.evaluate.also if not _is_plain(s.name)]
     if unnamed or len({s.name for s in config.evaluate.also}) < len(config.evaluate.also):
         problems.append(f"evaluate.also: each data set needs a plain name of its own (without: {unnamed or 'twins'})")
     groups = {"dataset", "subject", "sequence", *config.data.table.group_columns}
@@ -437,6 +444,26 @@ def _tune_problems(u: TuneConfig) -> list[str]:
                  for b in u.backbones if b not in BACKBONES and not b.startswith("timm:")]
     problems += [f"tune.batch_sizes: {b} must be at least 1" for b in u.batch_sizes if b < 1]
     return problems
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can be a folder's, of a path and of a URI, and no option of a command."""
+    return bool(re.fullmatch(r"\w[\w .+-]*", name))
+
+
+# s3://KEY:SECRET@bucket (a secret may hold a slash), https://TOKEN@host, https://host/x?secret_key=...
+_CREDENTIALS = re.compile(r"[\w+.-]+://([^/]*@|[^/]*:.*@|.*[?&][^=&]*(secret|password|token|credential|signature|"
+                          r"access_?key)[^=&]*=)", re.IGNORECASE | re.DOTALL)
+_ENVIRONMENT = {"train.mlflow": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"}
+
+
+def _secrets(tree, key: str = "") -> list[str]:
+    """Keys whose URI carries credentials."""
+    if isinstance(tree, dict):
+        return [found for k, v in tree.items() for found in _secrets(v, f"{key}.{k}".lstrip("."))]
+    if isinstance(tree, list):
+        return [found for i, v in enumerate(tree) for found in _secrets(v, f"{key}[{i}]")]
+    return [key] if isinstance(tree, str) and _CREDENTIALS.match(tree) else []
 
 
 def to_dict(config) -> dict:

@@ -388,6 +388,11 @@ def _none():
 
 def png(figure) -> bytes:
     """A figure as a PNG file."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if "$" in text.get_text():  # of a name: matplotlib would read it as a formula
+            text.set_parse_math(False)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110)
     return sink.getvalue()

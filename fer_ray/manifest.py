@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 EXPRESSIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 SYNONYMS = {
@@ -26,9 +27,20 @@ SCHEMA = pa.schema([("image", pa.string()), ("expression", pa.string()), ("subje
 REJECT_SCHEMA = pa.schema([("image", pa.string()), ("dataset", pa.string()), ("expression", pa.string()),
                            ("reason", pa.string())])
 
+# why an image was not opened, and must not be
+NOT_THERE, OUTSIDE = "file not found", "path leaves the data set's folder"
+
 
 class DataError(ValueError):
     """The data cannot be used as given; the message names file, value and what would be right."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey and UTF-8 refuse (control characters, bytes that are no text) escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,8 @@ def build(rows: list[dict], rejected: list[dict], dataset: str, people: str) -> 
     `people` names whom subjects and sequences belong to, so that S001 of two data sets are two persons.
     """
     def complete(row: dict, schema: pa.Schema) -> dict:
-        named = {k: f"{people}:{row[k]}" for k in ("subject", "sequence") if row.get(k) is not None}
-        return {name: row.get(name) for name in schema.names} | named | {"dataset": dataset}
+        named = {k: printable(f"{people}:{row[k]}") for k in ("subject", "sequence") if row.get(k) is not None}
+        return {name: row.get(name) for name in schema.names} | named | {"dataset": printable(dataset)}
 
     def table(rows: list[dict], schema: pa.Schema) -> pa.Table:
         return pa.Table.from_pylist([complete(r, schema) for r in rows], schema=schema).sort_by("image")
@@ -59,6 +71,31 @@ def merge(manifests: list[Manifest]) -> Manifest:
     order = [("dataset", "ascending"), ("image", "ascending")]
     return Manifest(pa.concat_tables([m.rows for m in manifests]).sort_by(order),
                     pa.concat_tables([m.rejected for m in manifests]).sort_by(order))
+
+
+def read_parquet(source, columns: list[str] | None = None, filesystem=None) -> pa.Table:
+    """A table of a Parquet file, wherever it comes from. Raises: DataError as `plain`; pyarrow.ArrowException."""
+    return plain(pq.read_table(source, columns=columns, filesystem=filesystem))
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """`table`, if looking at its values runs nothing.
+
+    Once Ray Data is imported, pyarrow unpickles the columns that a file declares as Ray's objects, which runs code of
+    whoever wrote the file. Ray guards its own readers only.
+
+    Raises: DataError for a column of such a type.
+    """
+    if odd := [f.name for f in table.schema if _holds_extension(f.type)]:
+        raise DataError(f"columns {', '.join(odd)}: a Parquet file may hold plain values only, no Python objects")
+    return table
+
+
+def _holds_extension(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _holds_extension(kind.value_type)
+    return isinstance(kind, pa.BaseExtensionType) or any(
+        _holds_extension(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def canonical_expression(name: str, where: str, names: dict[str, str] | None = None) -> str:

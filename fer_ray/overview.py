@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fer_ray import figures, pixels, prepare, report, storage
-from fer_ray.manifest import EXPRESSIONS
+from fer_ray.manifest import EXPRESSIONS, NOT_THERE, OUTSIDE
 
 PAIRS, EXAMPLES, REASONS = 8, 6, 6  # how many pictures a figure shows
 MONTAGE = 8
@@ -76,6 +76,7 @@ def _within(index: pd.DataFrame) -> pd.DataFrame:
 def _rejected_examples(rejected: pd.DataFrame) -> dict[str, list[np.ndarray]]:
     """Some pictures of the most frequent reasons, uint8 [96, 96(, 3)]; those that cannot be read are left out."""
     found: dict[str, list[np.ndarray]] = {}
+    rejected = rejected[~rejected["reason"].isin([NOT_THERE, OUTSIDE])]  # a file of someone else must not be shown
     for reason in rejected["reason"].value_counts().index[:REASONS]:
         shown = []
         for image in rejected.loc[rejected["reason"] == reason, "image"].drop_duplicates().head(EXAMPLES):

@@ -1,7 +1,8 @@
 """Where the pixels of one image lie, and what they are.
 
 An image is named by one string, the manifest's `image`:
-- a path or URI of an image file; a local name that is not UTF-8 is a percent-encoded `file://` URI;
+- a path or URI of an image file; a local name that is not UTF-8, or reads like one of the two below, is a
+  percent-encoded `file://` URI;
 - `TABLE.csv#row=000000017,bytes=1200-3300,column=1`: grey values as text in column 1 of row 17, found without
   reading the rest of the file;
 - `TABLE.parquet#row=000000017,column=image`: an encoded image inside a Parquet file.
@@ -23,8 +24,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fer_ray import storage
+from fer_ray import manifest, storage
 
+# those of the layouts' extensions: what else Pillow reads is seldom tested, and EPS runs a program, Ghostscript
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 8
 _CSV = re.compile(r"^(?P<file>.+)#row=\d+,bytes=(?P<first>\d+)-(?P<end>\d+),column=(?P<column>\d+)$", re.DOTALL)
@@ -38,9 +41,10 @@ def name_of(path: str | os.PathLike) -> str:
     name = os.fspath(path)
     try:
         name.encode()
-        return name
     except UnicodeEncodeError:
         return "file://" + urllib.parse.quote(os.fsencode(name))
+    # a picture may be called x#row=1,column=y.png, which must not send the reader to x
+    return name if file_of(name) == name else "file://" + urllib.parse.quote(name)
 
 
 def load(image: str) -> np.ndarray:
@@ -119,7 +123,7 @@ def _grey_values(record: bytes, column: int) -> np.ndarray:
 def _row_group(file: str, group: int, column: str) -> list:
     filesystem, path = storage.resolve(file)
     values = pq.ParquetFile(path, filesystem=filesystem).read_row_group(group, columns=[column])
-    return values.column(column).to_pylist()
+    return manifest.plain(values).column(column).to_pylist()
 
 
 @functools.lru_cache(maxsize=2)
@@ -149,7 +153,7 @@ def decode(content: bytes) -> np.ndarray:
     if not content:
         raise ValueError("empty file")
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size  # known before a pixel is decoded
         if width * height > MAX_PIXELS:
             raise ValueError(f"too large: {width * height} px, at most {MAX_PIXELS} are decoded")

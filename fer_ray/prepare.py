@@ -98,13 +98,13 @@ def read_index(uri: str) -> pd.DataFrame:
 
 def read_table(uri: str, name: str) -> pd.DataFrame:
     """`index`, `leaks`, `conflicts` or `rejected` of a prepared set."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(uri, f"{name}.parquet")))).to_pandas()
+    return manifest.read_parquet(io.BytesIO(storage.read_bytes(storage.join(uri, f"{name}.parquet")))).to_pandas()
 
 
 def read_part(uri: str, part: int) -> dict[int, bytes]:
     """The encoded crops of one part by row number."""
     content = io.BytesIO(storage.read_bytes(_part(uri, part)))
-    table = pq.read_table(content, columns=["row", "crop"]).to_pydict()
+    table = manifest.read_parquet(content, ["row", "crop"]).to_pydict()
     return dict(zip(table["row"], table["crop"], strict=True))
 
 
@@ -127,7 +127,7 @@ def read_metadata(uri: str, num_parts: int) -> pd.DataFrame:
     """All columns of the first `num_parts` parts but the crops, and `part`."""
     filesystem, _ = storage.resolve(uri)
     columns = [name for name, _ in _META]
-    return pd.concat([pq.read_table(storage.resolve(_part(uri, p))[1], filesystem=filesystem, columns=columns)
+    return pd.concat([manifest.read_parquet(storage.resolve(_part(uri, p))[1], columns, filesystem)
                       .to_pandas().assign(part=p) for p in range(num_parts)], ignore_index=True)
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from fer_ray import pixels
 from fer_ray.config import DataConfig, SourceConfig
 from fer_ray.datasets import layout
-from fer_ray.manifest import DataError, Manifest, build, merge
+from fer_ray.manifest import DataError, Manifest, build, merge, printable
 
 PARTICULAR = ("ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet")
 GENERAL = ("table", "folder")
@@ -91,12 +91,13 @@ def _concrete(source: SourceConfig, root: Path, data: DataConfig) -> list[Source
         return [SourceConfig(source.kind, str(folder), source.name)]
     seen = [(folder, kind, what) for kind, what in recognise(folder, data)]
     if not seen:  # several data sets side by side
-        seen = [(f, kind, what) for f in layout.folders(folder) for kind, what in recognise(f, data)]
+        seen = [(f, kind, what) for f in layout.folders(folder) if layout.stays_inside(f, folder)
+                for kind, what in recognise(f, data)]
     if not seen:
         known = "; ".join(f"{kind}: {_adapter(kind).LOOKS}" for kind in (*PARTICULAR, *GENERAL))
         raise DataError(f"data.root: {folder} holds no layout that is known ({known}); name it by data.kind")
     for place, kind, what in seen:
-        print(f"recognised {kind} in {place}: {what}", flush=True)
+        print(printable(f"recognised {kind} in {place}: {what}"), flush=True)
     kinds = [kind for _, kind, _ in seen]
     return [SourceConfig(kind, str(place), source.name or (place.name if kinds.count(kind) > 1 else ""))
             for place, kind, _ in seen]
@@ -107,21 +108,15 @@ def _read(source: SourceConfig, root: Path, data: DataConfig) -> Manifest:
     options = data if source.kind in GENERAL else getattr(data, source.kind, None)
     rows, rejected = adapter.read(root, options)
     name = source.name or source.kind
-    allowed = [root, root / data.table.images] if source.kind == "table" else [root]
-    inside = [os.path.realpath(folder) for folder in allowed]
-    kept = []
-    for row in rows + rejected:
+    refused = layout.gate(root, *(adapter.elsewhere(root, data) if source.kind == "table" else []))
+    kept = rows + rejected
+    for row in kept:
         if isinstance(row["image"], Path):
-            path, row["image"] = row["image"], pixels.name_of(row["image"])
-            if "reason" not in row and not any(_is_below(os.path.realpath(path), f) for f in inside):
-                row["reason"] = "path leaves the data set's folder"
-        kept.append(row)
+            if why := refused(row["image"]):  # before any other reason: the report shows what other reasons left out
+                row["reason"] = why
+            row["image"] = pixels.name_of(row["image"])
     return build([r for r in kept if "reason" not in r], [r for r in kept if "reason" in r], name,
                  getattr(adapter, "PEOPLE", name))
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _adapter(kind: str):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,7 @@ def _lists(root: Path) -> list[Path]:
         with open(file, errors="replace") as stream:
             return {PATH, "expression"} <= {c.strip() for c in stream.readline().split(",")}
 
-    files = sorted([*root.glob("*.csv"), *root.glob("*/*.csv")])
-    return [f for f in files if not layout.is_junk(f.name) and is_list(f)]
+    return [f for f in layout.tables(root, ".csv") if is_list(f)]
 
 
 def _sets(root: Path) -> list[Path]:
@@ -70,11 +70,9 @@ def _read_list(file: Path, root: Path):
         found = {"image": Path(base, name), "official": "val" if "valid" in file.stem.lower() else "train", **labelled}
         if "auto" in file.stem.lower():
             found["reason"] = "labelled by a machine"
-        elif not found["image"].is_file():
-            found["reason"] = "file not found"
         try:
             found["face"] = [round(float(row[c])) for c in ("face_x", "face_y", "face_width", "face_height")]
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             pass  # without a box the face is searched
         yield found
 
@@ -84,15 +82,17 @@ def _base(root: Path, name: str) -> Path | None:
     level = [root]
     for _ in range(4):
         for folder in level:
-            if (folder / name).is_file():
+            if os.path.isfile(folder / name):  # the name may be none at all: `is_file` would raise
                 return folder
         level = [f for folder in level for f in layout.folders(folder)[:50]]
     return None
 
 
 def _read_set(folder: Path):
-    labels = {}
+    labels, refused = {}, layout.gate(folder)
     for file in sorted((folder / "annotations").glob("*_exp.npy")):
+        if refused(file):
+            continue
         try:
             labels[file.name.removesuffix("_exp.npy")] = np.load(file, allow_pickle=False).item()
         except (ValueError, OSError) as error:

@@ -38,7 +38,7 @@ def read(root: Path, options: CkPlusConfig) -> tuple[list[dict], list[dict]]:
         frames = sorted((int(m[3]), p) for p in folder.iterdir() if (m := FRAME.match(p.name)))
         place = f"{folder.parent.name}/{folder.name}"
         seen.add(place)
-        label = _label(labels / place)
+        label = _label(labels / place, root)
         for i, (frame, path) in enumerate(frames):
             expression, reason = _select(label, i, len(frames), options)
             row = {"image": path, "expression": expression or label, "subject": folder.parent.name,
@@ -67,9 +67,10 @@ def _select(label: str | None, number: int, count: int, options: CkPlusConfig) -
     return None, "between neutral and expression"
 
 
-def _label(folder: Path) -> str | None:
+def _label(folder: Path, root: Path) -> str | None:
     """The sequence's emotion; None where its folder is absent or empty, as for 266 of the 593 sequences."""
-    found = sorted(f for f in folder.glob("*_emotion.txt") if not layout.is_junk(f.name)) if folder.is_dir() else []
+    found = sorted(f for f in folder.glob("*_emotion.txt")
+                   if not layout.is_junk(f.name) and layout.stays_inside(f, root)) if folder.is_dir() else []
     if not found:
         return None
     text = found[-1].read_text(errors="replace").strip()

@@ -52,8 +52,8 @@ def read(root: Path, options: Fer2013Config) -> tuple[list[dict], list[dict]]:
 
 def find_table(root: Path) -> Path | None:
     """The CSV with the columns of FER2013, at most one folder down."""
-    for file in sorted([*root.glob("*.csv"), *root.glob("*/*.csv")]):
-        if not layout.is_junk(file.name) and file.name != "ckextended.csv" and is_pixel_table(file):
+    for file in layout.tables(root, ".csv"):
+        if file.name != "ckextended.csv" and is_pixel_table(file):
             return file
     return None
 

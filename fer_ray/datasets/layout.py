@@ -1,13 +1,18 @@
-"""What the layouts share: walking folders that people have copied, zipped and opened on other systems."""
+"""What the layouts share: walking folders that people have copied, zipped and opened on other systems.
+
+Names in a data set are data. A name or link that leads out of the data set's folder leads nowhere: a table or a label
+is taken as absent, an image is rejected with that reason, and neither is opened.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fer_ray.manifest import DataError
+from fer_ray.manifest import NOT_THERE, OUTSIDE, DataError
 
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split())
 OFFICIAL = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
@@ -37,13 +42,49 @@ def images(root: Path) -> Iterator[Path]:
     return (p for p in files(root) if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
+def gate(*roots: Path) -> Callable[[Path], str | None]:
+    """A function that says why a path is not to be opened: it leaves the `roots`, or no file is there. None: it may.
+
+    The roots are the user's and may be links themselves.
+    """
+    inside = [os.path.realpath(root) for root in roots]
+    real_folder = functools.cache(os.path.realpath)  # thousands of images share one
+
+    def refused(path: Path) -> str | None:
+        folder, name = os.path.split(path)
+        try:
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(folder), name)
+        except ValueError:  # a name with a zero byte is none
+            return NOT_THERE
+        if not any(_is_below(real, root) for root in inside):
+            return OUTSIDE
+        return None if os.path.isfile(path) else NOT_THERE  # reading a pipe or a device may never end
+
+    return refused
+
+
+def stays_inside(path: Path, root: Path) -> bool:
+    """Whether a file or folder is there, and below the root once links are followed."""
+    return (os.path.isfile(path) or os.path.isdir(path)) and _is_below(os.path.realpath(path), os.path.realpath(root))
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return (path + "/").startswith(folder.rstrip("/") + "/")
+
+
+def tables(root: Path, *suffixes: str) -> list[Path]:
+    """Tables in the root or one folder down, sorted, without junk."""
+    return sorted(p for pattern in ("*", "*/*") for p in root.glob(pattern)
+                  if p.suffix in suffixes and not is_junk(p.name) and os.path.isfile(p) and stays_inside(p, root))
+
+
 def find(root: Path, *names: str, depth: int = 2) -> Path | None:
     """The first folder or file of one of the names, at most `depth` folders below the root; the highest wins."""
     level = [root]
     for _ in range(depth + 1):
         for folder in level:
             for name in names:
-                if (folder / name).exists():
+                if stays_inside(folder / name, root):
                     return folder / name
         level = [f for folder in level for f in folders(folder)]
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 from fer_ray import pixels
 from fer_ray.config import DataConfig, TableConfig
 from fer_ray.datasets import layout
-from fer_ray.manifest import DataError, canonical_expression
+from fer_ray.manifest import DataError, canonical_expression, read_parquet
 
 LOOKS = "one CSV or Parquet file with the columns of data.table"
 
@@ -56,12 +57,16 @@ def read(root: Path, data: DataConfig) -> tuple[list[dict], list[dict]]:
         row = {"image": image, **found[-1]}
         if len(labels) > 1:
             rejected += [row | f | {"reason": f"conflicting labels: {', '.join(labels)}"} for f in found]
-        elif isinstance(image, Path) and not image.is_file():
-            rejected += [row | {"reason": "file not found"}] * len(found)
         else:
             rejected += [row | {"reason": "listed twice"}] * (len(found) - 1)
             rows.append(row)
     return rows, [dict(r) for r in rejected]
+
+
+def elsewhere(root: Path, data: DataConfig) -> list[Path]:
+    """The folder of images where the configuration names one outside the root. A link in the data set names none."""
+    images = root / data.table.images
+    return [images] if Path(os.path.relpath(images, root)).parts[:1] == ("..",) else []
 
 
 def _needed(options: TableConfig) -> list[str]:
@@ -83,8 +88,7 @@ def _find(root: Path, file: str) -> Path:
         if not (root / file).is_file():
             raise DataError(f"{root / file}: no such table (data.table.file)")
         return root / file
-    found = sorted(p for pattern in ("*", "*/*") for p in root.glob(pattern)
-                   if p.suffix in (".csv", ".parquet") and not layout.is_junk(p.name))
+    found = layout.tables(root, ".csv", ".parquet")
     if len(found) != 1:
         raise DataError(f"{root}: {len(found)} CSV or Parquet files; name the right one by data.table.file")
     return found[0]
@@ -104,7 +108,8 @@ def _rows(file: Path, options: TableConfig, columns: list[str]):
     """(name of the pixels inside the table or None, row number as an editor counts, values) of every row."""
     inside = options.pixels_column
     if file.suffix == ".parquet":
-        table = pq.read_table(file, columns=[c for c in columns if c != inside])
+        wanted = {*_needed(options), options.image_column} - {inside}
+        table = read_parquet(file, [c for c in columns if c in wanted])
         for number, row in enumerate(table.to_pylist()):
             yield f"{pixels.name_of(file)}#row={number:09d},column={inside}" if inside else None, number, row
         return
