@@ -45,7 +45,7 @@ def predict(prepared: str, index: pd.DataFrame, batch_size: int, checkpoint: str
 
     parts = [{"part": int(p), "rows": rows["row"].tolist()} for p, rows in index.groupby("part")]
     # a CPU stays free for the tasks that read: one actor that held them all would wait for ever
-    cpus = 0.5 if ray.cluster_resources()["CPU"] < 2 else 1
+    cpus = 0.5 if ray.cluster_resources().get("CPU", 2) < 2 else 1
     found = (ray.data.from_items(parts)
              .map_batches(_read_crops, fn_kwargs={"prepared": prepared}, batch_size=1)
              .map_batches(Predictor, batch_size=batch_size, num_cpus=cpus, num_gpus=int(use_gpu),

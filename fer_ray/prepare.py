@@ -150,7 +150,7 @@ def write_parts(uri: str, rows: pa.Table, config: FacesConfig) -> dict[int, str]
              for p in range(-(-len(images) // PART_ROWS)) if not storage.exists(_part(uri, p))]
     if parts:
         # between two tasks a core waits for the next: long ones where there are many, short ones to share out few
-        tasks = min(len(parts), max(len(parts) // 8, int(8 * ray.cluster_resources()["CPU"])))
+        tasks = min(len(parts), max(len(parts) // 8, int(8 * ray.cluster_resources().get("CPU", 1))))
         (ray.data.from_items(parts, override_num_blocks=tasks)
          .map_batches(functools.partial(crop_parts, uri=uri, config=config), batch_size=1)
          .take_all())

@@ -46,6 +46,7 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
     import ray
 
     configs = [config for config, _ in runs.values()]
+    training.wait_for_room(configs[0].train)
     parallel = parallel or min(len(runs), side_by_side(ray.cluster_resources(), configs[0].train))
     task = ray.remote(training.train).options(num_cpus=0, max_retries=0)  # its workers hold the CPUs
     waiting, running, errors = list(runs.values()), [], []

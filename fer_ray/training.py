@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import threading
 import uuid
@@ -34,9 +35,7 @@ def train(config: Config, prepared: str, side_by_side: int = 1) -> str:
     Raises: ConfigError if the run exists with another configuration or the cluster is too small;
         backbones.WeightsError; checkpoints.CheckpointError; TrainingError.
     """
-    import ray
-
-    worker_resources(ray.cluster_resources(), config.train)
+    wait_for_room(config.train)
     if not is_done(config, prepared):
         with contextlib.nullcontext() if side_by_side > 1 else progress({"": run_uri(config)}, config.train):
             run_group(config, load(config, prepared), [], side_by_side)
@@ -149,23 +148,62 @@ def start_state(t: TrainConfig) -> dict[str, torch.Tensor]:
 
 def worker_resources(cluster: dict, t: TrainConfig) -> dict:
     """Resources of one worker. Raises: ConfigError if the cluster cannot hold `num_workers` of them."""
-    cpus = cluster.get("CPU", 0)
-    needed = t.min_workers or t.num_workers
-    if t.use_gpu and cluster.get("GPU", 0) < needed:
-        raise ConfigError(f"train.num_workers: {needed} workers need {needed} GPUs, the cluster has "
-                          f"{cluster.get('GPU', 0):g}; lower it or set train.use_gpu false")
+    cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
+    needed, key = (t.min_workers, "train.min_workers") if t.min_workers else (t.num_workers, "train.num_workers")
+    if t.use_gpu and gpus < needed:
+        raise ConfigError(f"{key}: {needed} workers need {needed} GPUs, the cluster has {gpus:g}, and {cpus:g} CPUs; "
+                          f"start more nodes or use --{f'{key} {gpus:.0f}' if gpus >= 1 else 'train.use_gpu false'}")
     if cpus < 0.5 * needed:
-        raise ConfigError(f"train.num_workers: {needed} workers need at least half a CPU each, the cluster has "
-                          f"{cpus:g}")
+        raise ConfigError(f"{key}: {needed} workers need at least half a CPU each, the cluster has {cpus:g} in all; "
+                          f"start more nodes or use --{key} {max(1, int(2 * cpus))}")
     # a little must be left: for the tasks that stream, and for a search's own part of each trial
     return {"CPU": 1 if cpus > t.num_workers else 0.5, **({"GPU": 1} if t.use_gpu else {})}
 
 
-def threads(t: TrainConfig, side_by_side: int) -> int:
-    """Threads of a worker: those of all that may share a node must not exceed its cores."""
+def is_room(t: TrainConfig) -> bool:
+    """Whether the cluster holds the workers; False: an autoscaler must first start nodes for them.
+
+    Raises: ConfigError if it does not and no nodes will come.
+    """
     import ray
 
-    return max(1, int(ray.cluster_resources()["CPU"] / len(ray.nodes()) // (t.num_workers * side_by_side)))
+    try:
+        worker_resources(ray.cluster_resources(), t)
+    except ConfigError:
+        if not may_grow(ray.nodes()):
+            raise
+        return False
+    return True
+
+
+def may_grow(nodes: list[dict]) -> bool:
+    """Whether an autoscaler looks after these nodes (of `ray.nodes()`): `ray up` and KubeRay write down their group."""
+    return any(node["Alive"] and "ray.io/node-group" in node.get("Labels", {}) for node in nodes)
+
+
+def wait_for_room(t: TrainConfig) -> None:
+    """Return when the cluster holds the workers; an autoscaler is asked for them. Raises: ConfigError as `is_room`."""
+    import ray.util
+
+    if is_room(t):
+        return
+    workers = t.min_workers or t.num_workers
+    print(f"train: waiting for nodes for {workers} workers of {'a GPU and a CPU' if t.use_gpu else 'a CPU'} each; "
+          "`ray status` tells what comes", flush=True)
+    wanted = ray.util.placement_group([{"CPU": 1, **({"GPU": 1} if t.use_gpu else {})}] * workers)
+    try:
+        while not wanted.wait(60):
+            pass
+    finally:
+        ray.util.remove_placement_group(wanted)  # the nodes stay until they have been idle for minutes
+
+
+def threads(t: TrainConfig, side_by_side: int) -> int:
+    """Threads of a worker: those of all that share a node must not exceed its cores."""
+    import ray
+
+    cores = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return max(1, int(min(cores) // math.ceil(t.num_workers * side_by_side / len(cores))))
 
 
 def _source(prepared: str, rows, t: TrainConfig, state) -> tuple:

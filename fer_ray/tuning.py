@@ -48,6 +48,7 @@ def search(config: Config, prepared: str, loaded: dict[str, dict] | None = None)
     u, folder = config.tune, search_uri(config)
     values = {f"tune.{k}": v for k, v in to_dict(u).items() if k not in RESUMABLE}
     training.claim(storage.join(folder, "search.json"), values | training.train_values(config.train, prepared))
+    training.wait_for_room(config.train)
     side_by_side = concurrency(ray.cluster_resources(), config)
     cpus = max(1, int(ray.cluster_resources()["CPU"] // (side_by_side * config.train.num_workers)))
     loaded = loaded or load(config, prepared)

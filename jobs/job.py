@@ -43,7 +43,10 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
 
 
 def connect(**options) -> None:
-    """Join the cluster of RAY_ADDRESS, or start Ray on this machine with `options` of ray.init."""
+    """Join the cluster of RAY_ADDRESS, or start Ray on this machine with `options` of ray.init.
+
+    Raises: ConfigError if the cluster has no CPU for tasks and none will come.
+    """
     settings = {k: v if k == "PYTHONPATH" else os.environ.get(k, v) for k, v in QUIET.items()}
     os.environ.update({k: v for k, v in settings.items() if k != "PYTHONPATH"})
     import ray
@@ -53,6 +56,12 @@ def connect(**options) -> None:
     import ray.data
     import ray.train
 
+    from fer_ray import training
+
+    if not ray.cluster_resources().get("CPU"):
+        if not training.may_grow(ray.nodes()):
+            raise configuration.ConfigError("the cluster has no CPU for tasks; start a node by ray start --address ...")
+        print("no node for tasks yet: the autoscaler starts them as they are needed", flush=True)
     ray.data.DataContext.get_current().enable_progress_bars = False
     warnings.filterwarnings("ignore", message=".*ray_remote_args", category=DeprecationWarning)
     for name in ("ray.data", "ray.train"):  # after the imports, which set the levels

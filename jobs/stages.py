@@ -11,11 +11,13 @@ from fer_ray.config import Config
 from fer_ray.datasets import read_manifest
 
 
-def run_prepare(config: Config) -> str:
-    """Raw data to prepared set; its URI."""
+def run_prepare(config: Config, to_train: bool = False) -> str:
+    """Raw data to prepared set; its URI. `to_train`: a cluster too small for the training is told before the work."""
     data = read_manifest(config.data, config.split.by)
     print(f"prepare: {data.rows.num_rows} images, {data.rejected.num_rows} rejected by their labels", flush=True)
     job.connect()
+    if to_train:
+        training.is_room(config.train)
     uri = prepare.prepare(config, data)
     summary = storage.read_json(storage.join(uri, "prepared.json"))
     kept = {s: sum(sum(by[s].values()) for by in summary["counts"]["after"].values() if s in by)
@@ -91,6 +93,6 @@ def score(config: Config, prepared: str, also: dict[str, str]) -> str:
 def run_pipeline(config: Config) -> str:
     """All three; URI of result.json."""
     training.start_state(config.train)
-    run_prepare(config)
+    run_prepare(config, to_train=True)
     run_train(config)
     return run_evaluate(config)

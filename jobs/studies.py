@@ -19,7 +19,7 @@ def run_crossval(config: Config) -> str:
     """The runs of `protocol`, trained side by side, scored and told on one page; URI of crossval.json."""
     runs = protocols.plan(config)
     training.start_state(config.train)
-    shared = stages.run_prepare(config)
+    shared = stages.run_prepare(config, to_train=True)
     also = stages.prepare_also(config)
     views = {label: (run, prepare.resplit(shared, run.split)) for label, run in runs.items()}
     summary = protocols.summarise(config, train_and_score(config, views, also))
@@ -95,7 +95,7 @@ def run_crossdata(config: Config) -> str:
                                       data=dataclasses.replace(config.data, sources=[source]))
             for name, source in sources.items()}
     training.start_state(config.train)
-    prepared = {name: stages.run_prepare(run) for name, run in runs.items()}
+    prepared = {name: stages.run_prepare(run, to_train=True) for name, run in runs.items()}
     reports = {}
     for name, run in runs.items():
         stages.run_train(run)
@@ -124,7 +124,7 @@ def run_tune(config: Config) -> str:
     for t in tuning.start_trains(config):
         training.start_state(t)
     if config.data.root:
-        stages.run_prepare(config)
+        stages.run_prepare(config, to_train=True)
     prepare.read_index(prepared)
     job.connect()
     found = tuning.search(config, prepared)
@@ -153,7 +153,7 @@ def run_compare(config: Config) -> str:
                                 train=dataclasses.replace(config.train, backbone=b)) for b in config.compare.backbones]
     for run in runs:
         training.start_state(run.train)
-    stages.run_prepare(config)
+    stages.run_prepare(config, to_train=True)
     for run in runs:
         stages.run_train(run)
         stages.run_evaluate(run)
