@@ -192,7 +192,7 @@ def wait_for_room(t: TrainConfig) -> None:
           "`ray status` tells what comes", flush=True)
     wanted = ray.util.placement_group([{"CPU": 1, **({"GPU": 1} if t.use_gpu else {})}] * workers)
     try:
-        while not wanted.wait(60):
+        while not wanted.wait(2):  # seconds; short, for Ctrl-C waits for it
             pass
     finally:
         ray.util.remove_placement_group(wanted)  # the nodes stay until they have been idle for minutes
