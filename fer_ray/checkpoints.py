@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
@@ -43,12 +45,15 @@ def save(folder: str, backbone: str, model: torch.nn.Module, train_state: dict, 
     (path / "model.json").write_text(json.dumps(content, indent=2))
 
 
-def upload(folder: str, run: str) -> None:
-    """Copy a local checkpoint into the run, `model.json` last."""
-    done = describe(folder)["progress"]
-    uri = storage.join(run, f"checkpoint_{done['epoch']:04d}_{done['step']:06d}")
+def upload(folder: str, uri: str) -> None:
+    """Copy a local checkpoint, `model.json` last: no reader takes half a checkpoint for one."""
     for name in FILES:
-        storage.write_bytes(storage.join(uri, name), (Path(folder) / name).read_bytes())
+        storage.upload(str(Path(folder) / name), storage.join(uri, name))
+
+
+def folder_name(progress: dict) -> str:
+    """Name of the folder within a run, from `epoch` and `step`."""
+    return f"checkpoint_{progress['epoch']:04d}_{progress['step']:06d}"
 
 
 def prune(run: str) -> None:
@@ -77,7 +82,10 @@ def load_weights(uri: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{uri}/model.safetensors: cannot be read ({error})") from None
     if hashlib.sha256(weights).hexdigest() != describe(uri)["sha256"]:
         raise CheckpointError(f"{uri}/model.safetensors: sha256 differs from model.json; the file is damaged")
-    return load_safetensors(weights)
+    try:
+        return load_safetensors(weights)
+    except SafetensorError as error:
+        raise CheckpointError(f"{uri}/model.safetensors: not in this format ({error})") from None
 
 
 def load_model(uri: str) -> tuple[torch.nn.Module, dict]:
@@ -95,7 +103,7 @@ def load_train_state(uri: str) -> dict:
         if hashlib.sha256(content).hexdigest() != describe(uri)["train_state_sha256"]:
             raise ValueError("sha256 differs from model.json")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{uri}/train_state.pt: damaged ({error})") from None
 
 

@@ -333,7 +333,8 @@ class Config:
     name: str = "default"
     """Name of the run. The same name with the same storage resumes it."""
     storage: str = "fer_ray_output"
-    """Root of all output: a folder or a URI (file://, s3://)."""
+    """Root of all output: a folder, file://... or s3://bucket/prefix. Endpoint, region and credentials of S3 are those
+    of the AWS environment and profiles."""
     prepared: str = ""
     """Name of the prepared set, to train several runs on one; empty: the run's name."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -410,6 +411,7 @@ def check(config: Config) -> Config:
     for group in set(config.evaluate.groups) - groups:
         problems.append(f"evaluate.groups: unknown column {group!r}; known: {', '.join(sorted(groups))} (more by "
                         "data.table.group_columns)")
+    problems += _storage_problems(config.storage)
     if config.retrain and not config.labels:
         problems.append("retrain: needs labels")
     if config.faces.enlarge < 0:
@@ -423,6 +425,16 @@ def check(config: Config) -> Config:
     if problems:
         raise ConfigError("; ".join(problems))
     return config
+
+
+def _storage_problems(uri: str) -> list[str]:
+    if "://" in uri and not uri.startswith(("file:///", "s3://")):
+        return [f"storage: {uri} is of an unknown kind; use a folder, file:///... or s3://bucket/prefix"]
+    if uri.startswith("s3://") and not uri.removeprefix("s3://").partition("/")[0]:
+        return [f"storage: {uri} names no bucket; use s3://bucket/prefix"]
+    if uri.startswith("s3://") and "?" in uri:
+        return [f"storage: {uri} has a query; endpoint and region come from the AWS environment (AWS_ENDPOINT_URL)"]
+    return []
 
 
 def _tune_problems(u: TuneConfig) -> list[str]:

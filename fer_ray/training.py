@@ -77,6 +77,7 @@ def run_group(config: Config, loaded: dict, callbacks: list, side_by_side: int =
     from ray.train.torch import TorchTrainer
 
     t, run = config.train, run_uri(config)
+    filesystem, path = storage.resolve(run)
     diverged = storage.join(run, "diverged.json")
     storage.delete_file(diverged)
     _mend_snapshot(run)
@@ -89,7 +90,8 @@ def run_group(config: Config, loaded: dict, callbacks: list, side_by_side: int =
                                      use_gpu=t.use_gpu,
                                      resources_per_worker=worker_resources(ray.cluster_resources(), t)),
         run_config=RunConfig(
-            name=config.name, storage_path=os.path.dirname(run), failure_config=FailureConfig(t.max_failures),
+            name=config.name, storage_path=os.path.dirname(path), storage_filesystem=filesystem,
+            failure_config=FailureConfig(t.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=t.num_to_keep, checkpoint_score_attribute="score"),
             callbacks=[log, *callbacks],
         ),
@@ -104,15 +106,16 @@ def run_group(config: Config, loaded: dict, callbacks: list, side_by_side: int =
 
 def fit_in_group(c: dict) -> None:
     """The loop on a worker of Ray Train."""
-    loop.fit(c, GroupPlace())
+    loop.fit(c, GroupPlace(c["run"]))
 
 
 class GroupPlace:
     """A worker among those of Ray Train (`loop.Place`)."""
 
-    def __init__(self):
+    def __init__(self, run: str):
         import ray.train.torch
 
+        self.run = run
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -127,9 +130,14 @@ class GroupPlace:
         """Tell Ray Train (a barrier of all workers). The upload goes on while the next epoch runs."""
         import ray.train
 
+        def upload(local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            checkpoints.upload(local.path, storage.join(self.run, name))
+            filesystem, path = storage.resolve(storage.join(self.run, name))
+            return ray.train.Checkpoint(path, filesystem)
+
         ray.train.report(numbers, checkpoint=folder and ray.train.Checkpoint.from_directory(folder),
                          checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-                         delete_local_checkpoint_after_upload=True)
+                         delete_local_checkpoint_after_upload=True, checkpoint_upload_fn=upload)
 
 
 @functools.lru_cache(maxsize=1)  # a job asks before Ray starts and again when it trains
@@ -291,8 +299,8 @@ def claim(file: str, values: dict) -> str:
     Raises: ConfigError if the file is there with other values.
     """
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    if not storage.exists(file):
-        storage.write_json(file, {"id": uuid.uuid4().hex, "digest": digest, "values": values})
+    if not storage.exists(file):  # two jobs may come here at once: one creates it, both read what is there
+        storage.create_json(file, {"id": uuid.uuid4().hex, "digest": digest, "values": values})
     old = storage.read_json(file)
     if old["digest"] != digest:
         changed = [f"{k} (was {old['values'].get(k)!r}, now {v!r})" for k, v in values.items()

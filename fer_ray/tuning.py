@@ -373,7 +373,8 @@ class TrialPlace:
 
     def report(self, numbers: dict, folder: str | None) -> None:
         """Keep the checkpoint and the numbers, then wait for what Tune says."""
-        checkpoints.upload(folder, self.run)
+        name = checkpoints.folder_name(checkpoints.describe(folder)["progress"])
+        checkpoints.upload(folder, storage.join(self.run, name))
         shutil.rmtree(folder)
         checkpoints.prune(self.run)
         if "val_balanced_accuracy" in numbers:

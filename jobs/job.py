@@ -21,7 +21,8 @@ from fer_ray import options, storage  # noqa: E402
 QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
          "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
          "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-         "RAY_AUTH_MODE": "token", "RAY_worker_maximum_startup_concurrency": "8",
+         "RAY_AUTH_MODE": "token", "AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": str(storage.ATTEMPTS),
+         "RAY_worker_maximum_startup_concurrency": "8",
          "PYTHONPATH": str(ROOT)}
 
 
@@ -37,7 +38,7 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
     try:
         result = stages(tuning.with_found(config))
     except (configuration.ConfigError, manifest.DataError, faces.DetectorError, backbones.WeightsError,
-            checkpoints.CheckpointError, training.TrainingError) as error:
+            checkpoints.CheckpointError, training.TrainingError, storage.StorageError) as error:
         sys.exit(f"error: {error}")
     print(f"result: {result}", flush=True)
 
