@@ -137,9 +137,22 @@ def read_range(uri: str, first: int, length: int) -> bytes:
         with open(path, "rb") as stream:
             stream.seek(first)
             return stream.read(length)
+    if bucket_key := _object(uri):
+        with _telling(uri):
+            return _read_object(*bucket_key, f"bytes={first}-{first + length - 1}")
     filesystem, path = resolve(uri)
-    with _telling(uri), filesystem.open_input_file(path) as stream:
+    with filesystem.open_input_file(path) as stream:
         return stream.read_at(length, first)
+
+
+def _read_object(bucket: str, key: str, span: str) -> bytes:
+    """boto3 asks again where no answer comes, but not where one ends early."""
+    from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+            return _client().get_object(Bucket=bucket, Key=key, Range=span)["Body"].read()
+    return _client().get_object(Bucket=bucket, Key=key, Range=span)["Body"].read()
 
 
 def stat(uri: str) -> tuple[int, int]:
@@ -281,7 +294,16 @@ def delete_dir(uri: str) -> None:
 
 def list_dirs(uri: str) -> list[str]:
     """Names of the folders directly in `uri`, sorted; empty if it is not there."""
+    return _list(uri, fs.FileType.Directory)
+
+
+def list_files(uri: str) -> list[str]:
+    """Names of the files directly in `uri`, sorted; empty if it is not there."""
+    return _list(uri, fs.FileType.File)
+
+
+def _list(uri: str, kind: fs.FileType) -> list[str]:
     filesystem, path = resolve(uri)
     with _telling(uri):
         infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(i.base_name for i in infos if i.type == fs.FileType.Directory)
+    return sorted(i.base_name for i in infos if i.type == kind)
