@@ -41,6 +41,7 @@ ORDER = {
     "report": False,
     "comparison": False,
     "overview": True,  # through prepare
+    "published": False,
 }
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -1,0 +1,81 @@
+"""Storage against a real S3 server, with what a busy or distant one does to a tenth of the requests."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import s3
+
+REPO = Path(__file__).parents[2]
+WORK = """
+import json, os, pickle, sys
+from concurrent.futures import ThreadPoolExecutor
+from fer_ray import storage
+root = "s3://bucket/" + sys.argv[1]
+contents = {f"{root}/{n}/file": os.urandom(n) for n in (0, 1, 1000, 300_000, 20_000_000)}
+def whole(item):
+    storage.write_bytes(*item)
+    return storage.read_bytes(item[0]) == item[1] and storage.stat(item[0])[0] == len(item[1])
+with ThreadPoolExecutor(4) as pool:
+    assert all(pool.map(whole, list(contents.items()) * 4))
+big = f"{root}/20000000/file"
+assert all(storage.read_range(big, n * 1000, 5000) == contents[big][n * 1000: n * 1000 + 5000] for n in range(20))
+assert storage.list_dirs(root) == sorted(os.path.basename(os.path.dirname(u)) for u in contents)
+filesystem, path = pickle.loads(pickle.dumps(storage.resolve(big)))  # as Ray sends it
+for _ in range(5):
+    with filesystem.open_input_file(path) as stream:
+        assert stream.read() == contents[big]
+storage.delete_dir(root)
+assert not storage.exists(root)
+"""
+
+
+@pytest.fixture(scope="module")
+def port():
+    with s3.server() as port:
+        yield port
+
+
+def run(port: int, code: str, *arguments: str) -> subprocess.CompletedProcess:
+    """In a process of its own, with the environment that a user sets."""
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=REPO, env=os.environ | s3.environment(port),
+                          capture_output=True, text=True, timeout=240)
+
+
+def test_files_and_folders(port):
+    done = run(port, WORK, "plain")
+    assert done.returncode == 0, done.stderr
+
+
+def test_right_bytes_from_a_server_that_breaks_a_tenth_of_the_requests(port):
+    with s3.faulty(port, share=0.1, seed=1) as (proxy, told):
+        done = run(proxy, WORK, "faulty")
+    assert done.returncode == 0, done.stderr
+    assert sum(told.values()) - told["none"] >= 10, told
+
+
+def test_of_writers_that_meet_one_creates(port):
+    code = ("import sys; from fer_ray import storage; "
+            "print(storage.create_json('s3://bucket/meet.json', {'by': sys.argv[1]}))")
+    with ThreadPoolExecutor(4) as pool:
+        told = [d.stdout.strip() for d in pool.map(lambda n: run(port, code, str(n)), range(4))]
+    assert sorted(told) == ["False"] * 3 + ["True"]
+    read = run(port, "from fer_ray import storage; print(storage.read_bytes('s3://bucket/meet.json').decode())")
+    assert json.loads(read.stdout) == {"by": str(told.index("True"))}
+
+
+@pytest.mark.parametrize(("code", "raised"), [
+    ("storage.read_bytes('s3://bucket/none')", "FileNotFoundError: s3://bucket/none"),
+    ("storage.read_range('s3://bucket/none', 0, 1)", "FileNotFoundError: s3://bucket/none"),
+    ("storage.stat('s3://bucket/none')", "FileNotFoundError: s3://bucket/none"),
+    ("storage.write_bytes('s3://no-such-bucket/x', b'')", "StorageError: s3://no-such-bucket/x: .*NoSuchBucket"),
+    ("storage.create('s3://no-such-bucket/x', b'')", "StorageError: s3://no-such-bucket/x: .*NoSuchBucket")])
+def test_errors_name_the_uri_and_hold_no_secret(port, code, raised):
+    failed = run(port, f"from fer_ray import storage; {code}")
+    assert failed.returncode == 1 and s3.KEYS["AWS_SECRET_ACCESS_KEY"] not in failed.stderr
+    assert re.search(raised, failed.stderr.strip().splitlines()[-1]), failed.stderr
