@@ -292,6 +292,16 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class PredictConfig:
+    """Expressions of photographs without labels (jobs/predict.py), into `predictions/NAME/` of the storage."""
+
+    images: str = ""
+    """Folder of images, or one image."""
+    checkpoint: str = ""
+    """Checkpoint folder; empty: the best one of the run `name`."""
+
+
+@dataclass(frozen=True)
 class ProtocolConfig:
     """How a score is made from several runs (jobs/crossval.py)."""
 
@@ -343,6 +353,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     card: CardConfig = field(default_factory=CardConfig)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
+import json
 import os
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from fer_ray import augment, backbones, checkpoints, prepare
+from fer_ray import augment, backbones, checkpoints, manifest, pixels, prepare, storage
+from fer_ray.config import Config, FacesConfig
+from fer_ray.manifest import EXPRESSIONS
+
+_CROPPED = pa.schema([("uri", pa.string()), ("rows", pa.list_(pa.struct([
+    ("image", pa.string()), ("box", pa.string()), ("crop", pa.binary()), ("reason", pa.string())])))])
+_PREDICTED = pa.schema([("image", pa.string()), ("expression", pa.string()),
+                        *((f"p_{e}", pa.float32()) for e in EXPRESSIONS), ("box", pa.string()),
+                        ("reason", pa.string())])
 
 
 class Predictor:
@@ -44,17 +58,97 @@ def predict(prepared: str, index: pd.DataFrame, batch_size: int, checkpoint: str
     import ray.data
 
     parts = [{"part": int(p), "rows": rows["row"].tolist()} for p, rows in index.groupby("part")]
-    # a CPU stays free for the tasks that read: one actor that held them all would wait for ever
-    cpus = 0.5 if ray.cluster_resources().get("CPU", 2) < 2 else 1
     found = (ray.data.from_items(parts)
              .map_batches(_read_crops, fn_kwargs={"prepared": prepared}, batch_size=1)
-             .map_batches(Predictor, batch_size=batch_size, num_cpus=cpus, num_gpus=int(use_gpu),
-                          compute=ray.data.ActorPoolStrategy(size=1), max_restarts=0,  # a restart warns on the terminal
-                          fn_constructor_kwargs={"checkpoint": checkpoint, "backbone": backbone,
-                                                 "threads": os.cpu_count() or 1})
+             .map_batches(Predictor, batch_size=batch_size, **_one_actor(use_gpu, checkpoint=checkpoint,
+                                                                        backbone=backbone))
              .take_all())
     outputs = {int(r["row"]): r["output"] for r in found}
     return np.stack([outputs[r] for r in index["row"]])
+
+
+def predict_images(config: Config, checkpoint: str, images: list[tuple[str, str | None]]) -> str:
+    """Find, crop and classify the largest face of each image; URI of `predictions/NAME/predictions.csv`.
+
+    `images`: of `datasets.find_images`. The table has a row for each, in their order: `image`, `expression` (the most
+    probable), `p_EXPRESSION` (probabilities), `box` (x, y, width, height of the face in px), and `reason` where there
+    is no prediction. The same images, face options and checkpoint are a no-op; a killed job goes on with the parts
+    that are missing; with others the table is made anew.
+
+    Raises: CheckpointError.
+    """
+    import ray.data
+
+    uri = storage.absolute(storage.join(config.storage, "predictions", config.name))
+    table, marker = storage.join(uri, "predictions.csv"), storage.join(uri, "request.json")
+    stats = [storage.stat(pixels.file_of(image)) if reason is None else reason for image, reason in images]
+    request = hashlib.sha256(json.dumps([images, stats, checkpoints.describe(checkpoint)["sha256"],
+                                         dataclasses.asdict(config.faces)]).encode()).hexdigest()
+    if not (storage.exists(marker) and storage.read_json(marker)["request"] == request):
+        storage.delete_dir(uri)
+        storage.write_json(marker, {"request": request})
+    if storage.exists(table):
+        return table
+    rows = [{"image": image, "face": None, "cropped": None} for image, reason in images if reason is None]
+    parts = [{"uri": storage.join(uri, f"part-{first:09d}.parquet"), "images": rows[first : first + prepare.PART_ROWS]}
+             for first in range(0, len(rows), prepare.PART_ROWS)]
+    missing = [part for part in parts if not storage.exists(part["uri"])]
+    if missing:
+        (ray.data.from_items(missing, override_num_blocks=len(missing))
+         .map_batches(_crop_part, fn_kwargs={"config": config.faces}, batch_size=1, batch_format="pyarrow")
+         .map_batches(PartPredictor, batch_size=1, batch_format="pyarrow",
+                      **_one_actor(config.train.use_gpu, checkpoint=checkpoint))
+         .take_all())
+    found = [pd.DataFrame([{"image": i, "reason": r} for i, r in images if r], columns=["image", "reason"]),
+             *(manifest.read_parquet(io.BytesIO(storage.read_bytes(part["uri"]))).to_pandas() for part in parts)]
+    columns = ["image", "expression", *(f"p_{e}" for e in EXPRESSIONS), "box", "reason"]
+    ordered = pd.concat([one.reindex(columns=columns).astype(object) for one in found]).set_index("image")
+    storage.write_bytes(table, ordered.loc[[image for image, _ in images]].to_csv().encode())
+    return table
+
+
+class PartPredictor(Predictor):
+    """A `Predictor` that writes what it says of a part of the images, so that a killed job goes on."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        for part in batch.to_pylist():
+            rows = part["rows"]
+            crops = [prepare.decode_crop(row.pop("crop")) for row in rows if row["crop"]]
+            outputs = iter(self.predict(crops) if crops else [])
+            for row in rows:
+                if row["reason"] is None:
+                    probabilities = next(outputs)
+                    row |= {"expression": EXPRESSIONS[probabilities.argmax()],
+                            **{f"p_{e}": float(p) for e, p in zip(EXPRESSIONS, probabilities, strict=True)}}
+            sink = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(rows, schema=_PREDICTED), sink)
+            storage.write_bytes(part["uri"], sink.getvalue())
+        return batch.select(["uri"])
+
+
+def _crop_part(batch: pa.Table, config: FacesConfig) -> pa.Table:
+    done = []
+    for part in batch.to_pylist():
+        images = part["images"]
+        crops, reasons = prepare.crop_images(images, 0, config)
+        rows = {crop["row"]: {"box": " ".join(map(str, crop["box"])), "crop": crop["crop"], "reason": None}
+                for crop in crops}
+        rows |= {number: {"box": None, "crop": None, "reason": reason} for number, reason in reasons.items()}
+        done.append({"uri": part["uri"], "rows": [{"image": image["image"], **rows[number]}
+                                                  for number, image in enumerate(images)]})
+    return pa.Table.from_pylist(done, schema=_CROPPED)
+
+
+def _one_actor(use_gpu: bool, **arguments) -> dict:
+    """Options of `map_batches` for one actor that is made with `arguments` and the threads of its node."""
+    import ray
+    import ray.data
+
+    # a CPU stays free for the tasks that read: one actor that held them all would wait for ever
+    cpus = 0.5 if ray.cluster_resources().get("CPU", 2) < 2 else 1
+    return {"num_cpus": cpus, "num_gpus": int(use_gpu), "compute": ray.data.ActorPoolStrategy(size=1),
+            "max_restarts": 0,  # a restart warns on the terminal
+            "fn_constructor_kwargs": {**arguments, "threads": os.cpu_count() or 1}}
 
 
 def _read_crops(batch: dict, prepared: str) -> dict:

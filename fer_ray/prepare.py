@@ -167,17 +167,26 @@ def _finder(config: FacesConfig):
 def crop_parts(batch: dict, uri: str, config: FacesConfig) -> dict:
     """Write the parts of `batch`; what a part rejects, with the reasons, lies beside it."""
     for part, images in zip(batch["part"], batch["images"], strict=True):
-        rows, reasons = [], {}
-        for row, image in enumerate(images, start=int(part) * PART_ROWS):
-            try:
-                rows.append({"row": row, **_crop_one(image["image"], image["face"], image["cropped"], config)})
-            except (ValueError, OSError, MemoryError, cv2.error) as error:
-                reasons[row] = " ".join(str(error).split()) or type(error).__name__
+        rows, reasons = crop_images(images, int(part) * PART_ROWS, config)
         storage.write_json(_rejects(uri, int(part)), reasons)
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), sink, compression="none")
         storage.write_bytes(_part(uri, int(part)), sink.getvalue())  # last: a part that is there is whole
     return {"part": batch["part"]}
+
+
+def crop_images(images: list[dict], first: int, config: FacesConfig) -> tuple[list[dict], dict[int, str]]:
+    """Rows of `_PART_SCHEMA`, numbered from `first`, and the reason of each row number that gave none.
+
+    `images`: `image`, the manifest's name of one; `face`, its box [x, y, w, h], and `cropped`, both None if unknown.
+    """
+    rows, reasons = [], {}
+    for row, image in enumerate(images, start=first):
+        try:
+            rows.append({"row": row, **_crop_one(image["image"], image["face"], image["cropped"], config)})
+        except (ValueError, OSError, MemoryError, cv2.error) as error:
+            reasons[row] = " ".join(str(error).split()) or type(error).__name__
+    return rows, reasons
 
 
 def _crop_one(image: str, face: list[int] | None, cropped: bool | None, config: FacesConfig) -> dict:

@@ -109,6 +109,11 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
+def is_absolute(uri: str) -> bool:
+    """Whether every process understands the same place, whatever its working directory and user."""
+    return "://" in uri or os.path.isabs(uri)
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     filesystem, path = resolve(uri)

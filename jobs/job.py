@@ -31,6 +31,7 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
     # heavy imports come only once the options are read, so that --help and typing errors answer at once
     try:
         config = options.load(sys.argv[1:], description)
+        _refuse_storage_that_ends_with_the_job(config.storage)
     except configuration.ConfigError as error:
         sys.exit(f"error: {error}")
     from fer_ray import backbones, checkpoints, faces, manifest, training, tuning
@@ -41,6 +42,13 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
             checkpoints.CheckpointError, training.TrainingError, storage.StorageError) as error:
         sys.exit(f"error: {error}")
     print(f"result: {result}", flush=True)
+
+
+def _refuse_storage_that_ends_with_the_job(uri: str) -> None:
+    # `ray job submit` runs a copy of the repository, which is removed after the job, results and all
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not storage.is_absolute(uri):
+        raise configuration.ConfigError(f"storage: {uri} would lie in the submitted job's own folder, which is removed "
+                                        "after it; give s3://bucket/prefix or the full path of a folder")
 
 
 def connect(**options) -> None:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import job
+import pandas as pd
 
-from fer_ray import augment, evaluation, loop, metrics, overview, prepare, report, storage, training
+from fer_ray import (
+    augment,
+    checkpoints,
+    evaluation,
+    inference,
+    loop,
+    metrics,
+    overview,
+    prepare,
+    published,
+    report,
+    storage,
+    training,
+)
 from fer_ray.config import Config
-from fer_ray.datasets import read_manifest
+from fer_ray.datasets import find_images, read_manifest
 
 
 def run_prepare(config: Config, to_train: bool = False) -> str:
@@ -88,6 +103,22 @@ def score(config: Config, prepared: str, also: dict[str, str]) -> str:
     target = report.write(run, result, {"montage": montage, "augmented": augmented, "explained": explained})
     print(f"{config.name}\n{metrics.per_class_table(result['metrics'])}\nreport: {run}/report.html", flush=True)
     return target
+
+
+def run_predict(config: Config) -> str:
+    """Photographs to predictions.csv; its URI."""
+    images = find_images(config.predict.images)
+    checkpoint = config.predict.checkpoint or published.find(config.storage, config.name)
+    trained = checkpoints.describe(checkpoint)["config"]["faces"]
+    for key in ("detector", "enlarge"):
+        if trained[key] != (given := getattr(config.faces, key)):
+            print(f"predict: the network was trained with faces.{key} {trained[key]}, not {given}", flush=True)
+    job.connect()
+    table = inference.predict_images(config, checkpoint, images)
+    found = pd.read_csv(io.BytesIO(storage.read_bytes(table)))
+    print(f"predict: {len(found)} images, {found['reason'].notna().sum()} without a prediction; "
+          f"{found['expression'].value_counts().to_dict()}", flush=True)
+    return table
 
 
 def run_pipeline(config: Config) -> str:

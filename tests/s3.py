@@ -62,7 +62,7 @@ def faulty(upstream: int, share: float = 0.1, seed: int = 0, faults: tuple[str, 
             if fault == "reset before":
                 return self._reset()
             if fault == "slow":
-                time.sleep(4)
+                time.sleep(1.5)
             connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=60)
             connection.request(self.command, self.path, body, {k: v for k, v in self.headers.items()
                                                                if k.lower() != "transfer-encoding"})

@@ -47,6 +47,25 @@ def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
     return exclude(found, data.exclude) if data.exclude else found
 
 
+def find_images(place: str) -> list[tuple[str, str | None]]:
+    """The manifest's name of each image file below a folder (or of one file), and the reason if it must not be opened.
+
+    Raises: DataError if nothing is there.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(place))
+    if not expanded or "$" in expanded:
+        raise DataError(f"predict.images: {place!r} is not set; give a folder of images, or one image")
+    root = Path(os.path.abspath(expanded))
+    if root.is_file():
+        return [(pixels.name_of(root), None)]
+    refused = layout.gate(root)
+    found = [(pixels.name_of(path), refused(path)) for path in layout.images(root)]
+    if not found:
+        raise DataError(f"{root}: {'no image file below it' if root.is_dir() else 'no such folder or image'}; known "
+                        f"extensions: {' '.join(sorted(layout.IMAGE_SUFFIXES))}")
+    return found
+
+
 def exclude(found: Manifest, file: str) -> Manifest:
     """`found` with the reason in `excluded` of each image that the CSV `file` names.
 

@@ -27,6 +27,26 @@ def ray_on(num_cpus: int):
         del os.environ["RAY_ADDRESS"]
 
 
+@contextlib.contextmanager
+def nodes_of(*cpus: int):
+    """Several Ray nodes on this machine, the first of them the head; yields the cluster and the others."""
+    sys.path.insert(0, str(REPO / "jobs"))
+    import job
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0]})
+    try:
+        others = [cluster.add_node(num_cpus=n) for n in cpus[1:]]
+        os.environ["RAY_ADDRESS"] = cluster.address
+        job.connect()
+        yield cluster, others
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.shutdown()
+        cluster.shutdown()
+
+
 @pytest.fixture
 def run_job():
     """Run a job as a user would, from another folder: nothing may depend on the working directory."""

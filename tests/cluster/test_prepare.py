@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cluster.conftest import command, environment, ray_on
+from cluster.conftest import command, environment, nodes_of, ray_on
 from PIL import Image
 
 from fer_ray import overview, prepare, splits
@@ -157,7 +158,7 @@ def test_planted_leaks_are_all_found(messy, faces_root, tmp_path):
         assert safe.empty
 
 
-def test_a_killed_prepare_is_not_complete_and_goes_on(faces_root, tmp_path):
+def test_a_killed_prepare_is_not_complete_and_goes_on_and_a_lost_node_changes_nothing(faces_root, tmp_path):
     big = tmp_path / "big"
     for name in ("happy", "sad"):
         (big / name).mkdir(parents=True)
@@ -181,11 +182,23 @@ def test_a_killed_prepare_is_not_complete_and_goes_on(faces_root, tmp_path):
                            text=True, timeout=200)
     assert again.returncode == 0, again.stderr
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in done} == done
-    other = subprocess.run(command("prepare", *options[:-1], str(tmp_path / "undisturbed")),
-                           cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200)
-    assert other.returncode == 0, other.stderr
-    one, two = content(folder), content(tmp_path / "undisturbed/prepared/set")
+    config = Config(name="set", storage=str(tmp_path / "lost"), data=DataConfig("auto", str(big)),
+                    split=SplitConfig(by="image"))
+    with nodes_of(1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
+        lost = aside.submit(lose_when, cluster, others[0],
+                            lambda: list(tmp_path.glob("lost/prepared/set/images/part-*.parquet")))
+        other = prepared(config)
+        assert lost.result() < 6
+    one, two = content(folder), content(other)
     assert one.keys() == two.keys() and all(one[k] == two[k] for k in one if k.endswith((".parquet", "-0.json")))
+
+
+def lose_when(cluster, node, condition) -> int:
+    """End every process of a node once there is something; how much there was."""
+    while not condition():
+        time.sleep(0.02)
+    cluster.remove_node(node, allow_graceful=False)
+    return len(condition())
 
 
 def test_audit_job_prints_what_leaks(faces_root, tmp_path, run_job):

@@ -1,50 +1,156 @@
-"""The main job with its storage on a real S3 server that breaks a tenth of the requests."""
+"""From a submitted pipeline to a pulled model: a started head, and S3 behind a line that breaks a tenth of requests."""
 
+import contextlib
+import io
 import json
+import os
+import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import s3
 from cluster.conftest import REPO, command, environment
 
 from fer_ray.datasets.sample import write_sample
+from fer_ray.manifest import EXPRESSIONS
+
+STORAGE = "s3://bucket/work"
+RAY = Path(sys.executable).with_name("ray")
+
+
+@contextlib.contextmanager
+def head(reached: dict[str, str]):
+    """`ray start --head` with token authentication; the environment of a shell that uses it."""
+    with socket.socket() as a, socket.socket() as b:
+        a.bind(("127.0.0.1", 0)), b.bind(("127.0.0.1", 0))
+        port, board = a.getsockname()[1], b.getsockname()[1]
+    home = tempfile.mkdtemp(prefix="r")  # pytest's own folders are too long for the names of Ray's sockets
+    shell = environment() | reached | {"HOME": home, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": f"127.0.0.1:{port}",
+                                       "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{board}",
+                                       "PATH": f"{RAY.parent}:{os.environ['PATH']}"}  # an activated environment
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=shell, check=True, capture_output=True)
+    # port 0 of the agent: another Ray on this machine may have taken its usual one, and then no job starts
+    started = subprocess.Popen([RAY, "start", "--head", "--block", "--port", str(port), "--dashboard-port", str(board),
+                                "--dashboard-host", "127.0.0.1", "--dashboard-agent-listen-port", "0",
+                                "--num-cpus", "2", "--temp-dir", f"{home}/ray"],
+                               env={k: v for k, v in shell.items() if k != "RAY_ADDRESS"}, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+    try:
+        while "Ray runtime started" not in (line := started.stdout.readline()):
+            assert line, "ray start ended"
+        wait_until(lambda: subprocess.run([RAY, "job", "list"], env=shell, capture_output=True).returncode == 0)
+        yield shell
+    finally:
+        started.send_signal(signal.SIGINT)
+        started.wait(30)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def wait_until(holds, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.5)
+
+
+def submit(*words: str) -> list[str]:
+    return ["bash", str(REPO / "scripts/submit.sh"), *words]
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Folder, options, environment, output and the faults that were injected."""
+    """Folder, options, shell, output of the submitted pipeline and the faults that were injected."""
     root = tmp_path_factory.mktemp("s3")
     write_sample(root / "data", subjects=4, seed=3)
-    options = ["--data.root", str(root / "data"), "--storage", "s3://bucket/work", "--name", "tiny",
+    options = ["--data.root", str(root / "data"), "--storage", STORAGE, "--name", "tiny",
                "--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]',
-               "--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8"]
-    with s3.server() as port, s3.faulty(port, share=0.1) as (proxy, told):
-        reached = environment() | s3.environment(proxy)
-        done = subprocess.run(command("pipeline", *options, "--train.epochs", "1"), cwd=root, env=reached,
-                              capture_output=True, text=True, timeout=280)
+               "--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8",
+               "--train.epochs", "1"]
+    with s3.server() as port, s3.faulty(port, share=0.1) as (proxy, told), head(s3.environment(proxy)) as shell:
+        done = run(submit("jobs/pipeline.py", *options), root, shell)
         assert done.returncode == 0, done.stdout + done.stderr
-        yield root, options, reached, done.stdout, told
+        yield root, options, shell, done.stdout, told
 
 
-def test_the_job_ends_with_its_result_although_requests_break(ran):
+def run(words: list[str], cwd: Path, shell: dict[str, str]) -> subprocess.CompletedProcess:
+    return subprocess.run(words, cwd=cwd, env=shell, capture_output=True, text=True, timeout=200)
+
+
+def read(shell: dict[str, str], uri: str) -> bytes:
+    """A file of the storage, as a user's own process reads it."""
+    program = f"import sys; from fer_ray import storage; sys.stdout.buffer.write(storage.read_bytes('{uri}'))"
+    return subprocess.run([sys.executable, "-c", program], cwd=REPO, env=shell, capture_output=True, check=True).stdout
+
+
+def test_the_submitted_job_ends_with_its_result_although_requests_break(ran):
     _, _, _, stdout, told = ran
-    assert stdout.strip().splitlines()[-1] == "result: s3://bucket/work/runs/tiny/result.json"
+    assert stdout.strip().splitlines()[-1] == f"result: {STORAGE}/runs/tiny/result.json"
     assert sum(told.values()) - told["none"] >= 5, told
 
 
+def test_a_job_that_fails_ends_with_its_error(ran):
+    root, _, shell, _, _ = ran
+    done = run(submit("jobs/prepare.py", "--data.root", "/no/such/folder", "--storage", STORAGE), root, shell)
+    assert done.returncode == 1 and not done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("error: data.root: /no/such/folder is not a folder")
+
+
+def test_results_are_not_left_in_the_submitted_copy(ran):
+    root, _, shell, _, _ = ran
+    done = run(submit("jobs/train.py", "--storage", "results"), root, shell)
+    assert done.returncode == 1 and "error: storage: results would lie in" in done.stdout.splitlines()[-1]
+
+
+def test_a_wrong_token_submits_nothing(ran):
+    root, _, shell, _, _ = ran
+    done = run(submit("jobs/train.py"), root, shell | {"RAY_AUTH_TOKEN": "0" * 64})
+    assert done.returncode == 1 and "took no job: Authentication failed" in done.stderr
+
+
 def test_a_pulled_checkpoint_scores_the_same(ran, tmp_path):
-    _, options, reached, _, _ = ran
-    read = [sys.executable, "-c", "from fer_ray import storage; print(storage.read_bytes('s3://bucket/work/runs/tiny/"
-            "result.json').decode())"]
-    before = json.loads(subprocess.run(read, cwd=REPO, env=reached, capture_output=True, check=True).stdout)
-    pull = [sys.executable, str(REPO / "scripts/pull_checkpoint.py"), "--storage", "s3://bucket/work", "--to", "mine"]
-    pulled = subprocess.run(pull, cwd=tmp_path, env=reached, capture_output=True, text=True)
+    _, options, shell, _, _ = ran
+    before = json.loads(read(shell, f"{STORAGE}/runs/tiny/result.json"))
+    pulled = run([sys.executable, str(REPO / "scripts/pull_checkpoint.py"), "--storage", STORAGE, "--to", "mine"],
+                 tmp_path, shell)
     assert pulled.returncode == 0, pulled.stderr
-    scored = subprocess.run(command("evaluate", *options, "--train.epochs", "1", "--evaluate.checkpoint",
-                                    str(tmp_path / "mine")), cwd=tmp_path, env=reached, capture_output=True, text=True)
+    scored = run(command("evaluate", *options, "--evaluate.checkpoint", str(tmp_path / "mine")), tmp_path, shell)
     assert scored.returncode == 0, scored.stdout + scored.stderr
-    after = json.loads(subprocess.run(read, cwd=REPO, env=reached, capture_output=True, check=True).stdout)
+    after = json.loads(read(shell, f"{STORAGE}/runs/tiny/result.json"))
     assert after["metrics"] == before["metrics"] and after["checkpoint"] == str(tmp_path / "mine")
     secret = s3.KEYS["AWS_SECRET_ACCESS_KEY"]
     assert not any(secret in text for text in (json.dumps(after), scored.stdout, scored.stderr, pulled.stdout))
+
+
+def test_ctrl_c_leaves_the_job_and_predicting_says_what_evaluating_said(ran):
+    root, _, shell, _, _ = ran
+    following = subprocess.Popen(submit("jobs/predict.py", "--storage", STORAGE, "--name", "tiny", "--predict.images",
+                                        str(root / "data")), cwd=root, env=shell, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True, start_new_session=True)
+    job = re.fullmatch(r"job (\w+)\n", following.stdout.readline())[1]
+    time.sleep(1)
+    os.killpg(following.pid, signal.SIGINT)  # as a terminal does
+    _, told = following.communicate(timeout=20)
+    assert following.returncode == 130 and f"ray job logs --follow {job}" in told
+    wait_until(lambda: b"SUCCEEDED" in subprocess.run([RAY, "job", "list"], env=shell, capture_output=True).stdout
+               .split(job.encode())[1].split(b"submission_id=")[0])
+    scored, predicted = (pd.read_csv(io.BytesIO(read(shell, f"{STORAGE}/{place}/tiny/predictions.csv")), index_col=0)
+                         for place in ("runs", "predictions"))
+    columns = [f"p_{e}" for e in EXPRESSIONS]
+    assert len(predicted) == len([p for p in (root / "data").rglob("*") if p.suffix in (".png", ".tiff")])
+    assert len(scored) > 0 and (scored[columns] - predicted.loc[scored.index, columns]).abs().max().max() < 1e-6
+
+
+def test_a_search_ends_with_its_best(ran):
+    root, options, shell, _, _ = ran
+    done = run(command("tune", *options, "--tune.num_trials", "2", "--tune.max_epochs", "1"), root, shell)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().splitlines()[-1] == f"result: {STORAGE}/tune/tiny/tune.json"
+    assert json.loads(read(shell, f"{STORAGE}/best/tiny.json"))["checkpoint"].startswith(f"{STORAGE}/tune/tiny/")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import botocore.loaders
@@ -31,6 +32,26 @@ VERSION = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.M
 WORLD = {"0.0.0.0/0", "::/0"}
 VALUES = {"ACCOUNT_ID": "123456789012", "REGION": "eu-central-1", "BUCKET": "my-bucket", "PREFIX": "fer",
           "AMI_ID": "ami-0123456789abcdef0", "SECURITY_GROUP_ID": "sg-0123456789abcdef0", "SSH_CIDR": "198.51.100.7/32"}
+
+
+def test_what_is_submitted_is_every_source_file_and_nothing_else(tmp_path):
+    from ray._private.runtime_env.packaging import create_package  # what `ray job submit` calls
+
+    def git(*words: str) -> list[str]:
+        return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+
+    # tracked, or new and not ignored: git's own reading of .gitignore
+    sources = {f for f in git("ls-files", "--cached", "--others", "--exclude-standard") if f and (ROOT / f).is_file()}
+    left = ["fer_ray_output/runs/x/metrics.jsonl", "sample_data/a.png", "cluster/filled/cluster.yaml", ".venv/bin/ray",
+            "fer_ray/__pycache__/a.pyc", ".git/config", ".pytest_cache/a", "fer_ray.egg-info/PKG-INFO"]
+    tree = tmp_path / "tree"
+    for name in [*sources, *left]:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes((ROOT / name).read_bytes() if name in sources else b"stays")
+    create_package(str(tree), tmp_path / "package.zip", include_gitignore=True)
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        assert {name for name in package.namelist() if not name.endswith("/")} == sources
+    assert (tmp_path / "package.zip").stat().st_size < 10 * 2**20  # the limit is 100 MiB
 
 
 def load(file: str):
