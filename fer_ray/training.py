@@ -88,7 +88,8 @@ def run_group(config: Config, loaded: dict, callbacks: list, side_by_side: int =
                                     "threads": threads(t, side_by_side)},
         scaling_config=ScalingConfig(num_workers=(t.min_workers, t.num_workers) if t.min_workers else t.num_workers,
                                      use_gpu=t.use_gpu,
-                                     resources_per_worker=worker_resources(ray.cluster_resources(), t)),
+                                     resources_per_worker=worker_resources(ray.cluster_resources(), t,
+                                                                           may_grow(ray.nodes()))),
         run_config=RunConfig(
             name=config.name, storage_path=os.path.dirname(path), storage_filesystem=filesystem,
             failure_config=FailureConfig(t.max_failures),
@@ -154,8 +155,11 @@ def start_state(t: TrainConfig) -> dict[str, torch.Tensor]:
     return checkpoints.load_weights(t.weights)
 
 
-def worker_resources(cluster: dict, t: TrainConfig) -> dict:
-    """Resources of one worker. Raises: ConfigError if the cluster cannot hold `num_workers` of them."""
+def worker_resources(cluster: dict, t: TrainConfig, grows: bool = False) -> dict:
+    """Resources of one worker; `grows`: nodes are started for what is asked for.
+
+    Raises: ConfigError if the cluster cannot hold `num_workers` of them.
+    """
     cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
     needed, key = (t.min_workers, "train.min_workers") if t.min_workers else (t.num_workers, "train.num_workers")
     if t.use_gpu and gpus < needed:
@@ -164,8 +168,9 @@ def worker_resources(cluster: dict, t: TrainConfig) -> dict:
     if cpus < 0.5 * needed:
         raise ConfigError(f"{key}: {needed} workers need at least half a CPU each, the cluster has {cpus:g} in all; "
                           f"start more nodes or use --{key} {max(1, int(2 * cpus))}")
-    # a little must be left: for the tasks that stream, and for a search's own part of each trial
-    return {"CPU": 1 if cpus > t.num_workers else 0.5, **({"GPU": 1} if t.use_gpu else {})}
+    # a little must be left: for the tasks that stream, and for a search's own part of each trial; but where nodes are
+    # started, half a CPU each would crowd all workers on the first
+    return {"CPU": 1 if grows or cpus > t.num_workers else 0.5, **({"GPU": 1} if t.use_gpu else {})}
 
 
 def is_room(t: TrainConfig) -> bool:

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import os
 import random
+import re
 import socket
 import struct
 import threading
@@ -43,17 +44,44 @@ def environment(port: int) -> dict[str, str]:
     return KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
 
 
+class Hold:
+    """Stops requests of a kind on their way, so that a client can be killed in the middle of them."""
+
+    def __init__(self):
+        self.wanted, self.reached = None, threading.Event()
+
+    def at(self, method: str, pattern: str) -> None:
+        """From now on such requests wait until `release`, and are then dropped."""
+        self.reached.clear()
+        self.wanted = (method, re.compile(pattern))
+
+    def release(self) -> None:
+        """Let everything through again."""
+        self.wanted = None
+
+    def keeps(self, method: str, path: str) -> bool:
+        """Whether a request was held back."""
+        kept = False
+        while (wanted := self.wanted) and method == wanted[0] and wanted[1].search(path):
+            kept = True
+            self.reached.set()
+            time.sleep(0.05)
+        return kept
+
+
 @contextlib.contextmanager
 def faulty(upstream: int, share: float = 0.1, seed: int = 0, faults: tuple[str, ...] = FAULTS):
-    """A proxy to the server on port `upstream` that breaks `share` of the requests; yields its port and how often
-    each fault was injected."""
-    draw, lock, told = random.Random(seed), threading.Lock(), collections.Counter()
+    """A proxy to the server on port `upstream` that breaks `share` of the requests; yields its port, how often each
+    fault was injected, and a `Hold`."""
+    draw, lock, told, hold = random.Random(seed), threading.Lock(), collections.Counter(), Hold()
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
             body = self._body()
+            if hold.keeps(self.command, self.path):
+                return self._reset()
             with lock:
                 fault = draw.choice(faults) if draw.random() < share else ""
                 told[fault or "none"] += 1
@@ -124,7 +152,7 @@ def faulty(upstream: int, share: float = 0.1, seed: int = 0, faults: tuple[str, 
     proxy = Server(("127.0.0.1", 0), Proxy)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
-        yield proxy.server_address[1], told
+        yield proxy.server_address[1], told, hold
     finally:
         proxy.shutdown()
         proxy.server_close()

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -74,10 +75,10 @@ def ran(tmp_path_factory):
                "--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]',
                "--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8",
                "--train.epochs", "1"]
-    with s3.server() as port, s3.faulty(port, share=0.1) as (proxy, told), head(s3.environment(proxy)) as shell:
+    with s3.server() as port, s3.faulty(port) as (proxy, told, hold), head(s3.environment(proxy)) as shell:
         done = run(submit("jobs/pipeline.py", *options), root, shell)
         assert done.returncode == 0, done.stdout + done.stderr
-        yield root, options, shell, done.stdout, told
+        yield SimpleNamespace(root=root, options=options, shell=shell, stdout=done.stdout, told=told, hold=hold)
 
 
 def run(words: list[str], cwd: Path, shell: dict[str, str]) -> subprocess.CompletedProcess:
@@ -91,66 +92,83 @@ def read(shell: dict[str, str], uri: str) -> bytes:
 
 
 def test_the_submitted_job_ends_with_its_result_although_requests_break(ran):
-    _, _, _, stdout, told = ran
-    assert stdout.strip().splitlines()[-1] == f"result: {STORAGE}/runs/tiny/result.json"
-    assert sum(told.values()) - told["none"] >= 5, told
+    assert ran.stdout.strip().splitlines()[-1] == f"result: {STORAGE}/runs/tiny/result.json"
+    assert sum(ran.told.values()) - ran.told["none"] >= 5, ran.told
 
 
 def test_a_job_that_fails_ends_with_its_error(ran):
-    root, _, shell, _, _ = ran
-    done = run(submit("jobs/prepare.py", "--data.root", "/no/such/folder", "--storage", STORAGE), root, shell)
+    done = run(submit("jobs/prepare.py", "--data.root", "/no/such/folder", "--storage", STORAGE), ran.root, ran.shell)
     assert done.returncode == 1 and not done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith("error: data.root: /no/such/folder is not a folder")
 
 
 def test_results_are_not_left_in_the_submitted_copy(ran):
-    root, _, shell, _, _ = ran
-    done = run(submit("jobs/train.py", "--storage", "results"), root, shell)
+    done = run(submit("jobs/train.py", "--storage", "results"), ran.root, ran.shell)
     assert done.returncode == 1 and "error: storage: results would lie in" in done.stdout.splitlines()[-1]
 
 
 def test_a_wrong_token_submits_nothing(ran):
-    root, _, shell, _, _ = ran
-    done = run(submit("jobs/train.py"), root, shell | {"RAY_AUTH_TOKEN": "0" * 64})
+    done = run(submit("jobs/train.py"), ran.root, ran.shell | {"RAY_AUTH_TOKEN": "0" * 64})
     assert done.returncode == 1 and "took no job: Authentication failed" in done.stderr
 
 
 def test_a_pulled_checkpoint_scores_the_same(ran, tmp_path):
-    _, options, shell, _, _ = ran
-    before = json.loads(read(shell, f"{STORAGE}/runs/tiny/result.json"))
+    before = json.loads(read(ran.shell, f"{STORAGE}/runs/tiny/result.json"))
     pulled = run([sys.executable, str(REPO / "scripts/pull_checkpoint.py"), "--storage", STORAGE, "--to", "mine"],
-                 tmp_path, shell)
+                 tmp_path, ran.shell)
     assert pulled.returncode == 0, pulled.stderr
-    scored = run(command("evaluate", *options, "--evaluate.checkpoint", str(tmp_path / "mine")), tmp_path, shell)
+    scored = run(command("evaluate", *ran.options, "--evaluate.checkpoint", str(tmp_path / "mine")), tmp_path,
+                 ran.shell)
     assert scored.returncode == 0, scored.stdout + scored.stderr
-    after = json.loads(read(shell, f"{STORAGE}/runs/tiny/result.json"))
+    after = json.loads(read(ran.shell, f"{STORAGE}/runs/tiny/result.json"))
     assert after["metrics"] == before["metrics"] and after["checkpoint"] == str(tmp_path / "mine")
     secret = s3.KEYS["AWS_SECRET_ACCESS_KEY"]
     assert not any(secret in text for text in (json.dumps(after), scored.stdout, scored.stderr, pulled.stdout))
 
 
 def test_ctrl_c_leaves_the_job_and_predicting_says_what_evaluating_said(ran):
-    root, _, shell, _, _ = ran
     following = subprocess.Popen(submit("jobs/predict.py", "--storage", STORAGE, "--name", "tiny", "--predict.images",
-                                        str(root / "data")), cwd=root, env=shell, stdout=subprocess.PIPE,
+                                        str(ran.root / "data")), cwd=ran.root, env=ran.shell, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, text=True, start_new_session=True)
     job = re.fullmatch(r"job (\w+)\n", following.stdout.readline())[1]
     time.sleep(1)
     os.killpg(following.pid, signal.SIGINT)  # as a terminal does
-    _, told = following.communicate(timeout=20)
-    assert following.returncode == 130 and f"ray job logs --follow {job}" in told
-    wait_until(lambda: b"SUCCEEDED" in subprocess.run([RAY, "job", "list"], env=shell, capture_output=True).stdout
+    _, said = following.communicate(timeout=20)
+    assert following.returncode == 130 and f"ray job logs --follow {job}" in said
+    wait_until(lambda: b"SUCCEEDED" in subprocess.run([RAY, "job", "list"], env=ran.shell, capture_output=True).stdout
                .split(job.encode())[1].split(b"submission_id=")[0])
-    scored, predicted = (pd.read_csv(io.BytesIO(read(shell, f"{STORAGE}/{place}/tiny/predictions.csv")), index_col=0)
-                         for place in ("runs", "predictions"))
+    scored, predicted = (pd.read_csv(io.BytesIO(read(ran.shell, f"{STORAGE}/{where}/tiny/predictions.csv")),
+                                     index_col=0) for where in ("runs", "predictions"))
     columns = [f"p_{e}" for e in EXPRESSIONS]
-    assert len(predicted) == len([p for p in (root / "data").rglob("*") if p.suffix in (".png", ".tiff")])
+    assert len(predicted) == len([p for p in (ran.root / "data").rglob("*") if p.suffix in (".png", ".tiff")])
     assert len(scored) > 0 and (scored[columns] - predicted.loc[scored.index, columns]).abs().max().max() < 1e-6
 
 
+def test_no_reader_sees_half_a_checkpoint_when_its_writer_is_killed(ran, tmp_path):
+    train = command("train", *ran.options, "--name", "killed", "--prepared", "tiny")
+    pull = [sys.executable, str(REPO / "scripts/pull_checkpoint.py"), "--storage", STORAGE, "--name", "killed"]
+    newest = [sys.executable, "-c",
+              f"from fer_ray import checkpoints; print(checkpoints.find_latest('{STORAGE}/runs/killed'))"]
+    for half in (r"model\.safetensors\?.*partNumber=3", r"model\.json"):
+        ran.hold.at("PUT", r"runs/killed/checkpoint_[^/]*/" + half)
+        driver = subprocess.Popen(train, cwd=ran.root, env=ran.shell, start_new_session=True,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert ran.hold.reached.wait(100)
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+        time.sleep(2)  # Ray ends the workers of a driver that is gone
+        assert run(newest, REPO, ran.shell).stdout.strip() == "None"
+        refused = run(pull, tmp_path, ran.shell)
+        assert refused.returncode == 1 and "no 'killed' among" in refused.stderr
+        ran.hold.release()
+    done = run(train, ran.root, ran.shell)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run(newest, REPO, ran.shell).stdout.startswith(f"{STORAGE}/runs/killed/checkpoint_")
+    assert run(pull, tmp_path, ran.shell).returncode == 0
+
+
 def test_a_search_ends_with_its_best(ran):
-    root, options, shell, _, _ = ran
-    done = run(command("tune", *options, "--tune.num_trials", "2", "--tune.max_epochs", "1"), root, shell)
+    done = run(command("tune", *ran.options, "--tune.num_trials", "2", "--tune.max_epochs", "1"), ran.root, ran.shell)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip().splitlines()[-1] == f"result: {STORAGE}/tune/tiny/tune.json"
-    assert json.loads(read(shell, f"{STORAGE}/best/tiny.json"))["checkpoint"].startswith(f"{STORAGE}/tune/tiny/")
+    assert json.loads(read(ran.shell, f"{STORAGE}/best/tiny.json"))["checkpoint"].startswith(f"{STORAGE}/tune/tiny/")

@@ -24,7 +24,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster import fill, reserve, spot_watcher
+from cluster import fill, spot_watcher
 from fer_ray import options
 
 ROOT = Path(__file__).parents[2]
@@ -450,8 +450,8 @@ def rayjob_problems(documents: list[dict]) -> list[str]:
         lines.append("entrypoint: storage that a retry does not see")
     if not 1 <= int(given.get("--train.min_workers", 0)) < int(given.get("--train.num_workers", 0)):
         lines.append("entrypoint: not elastic")
-    if "/cluster/reserve.py" not in entry[1] or given.get("--gpus") != given["--train.num_workers"]:
-        lines.append("entrypoint: asks for no GPUs, and there are none before")
+    if given.get("--train.use_gpu") != "true":
+        lines.append("entrypoint: asks for no GPUs")
     if spec.get("backoffLimit", 0) < 1:
         lines.append("backoffLimit: no retry")
     if not spec.get("activeDeadlineSeconds"):
@@ -583,9 +583,7 @@ RAYJOB_MUTATIONS = {
     "no name": (lambda d: entry(d, "--name fer-ray", ""), "no fixed run name"),
     "local storage": (lambda d: entry(d, "s3://BUCKET/PREFIX", "/tmp/out"), "storage that a retry"),
     "not elastic": (lambda d: entry(d, "--train.min_workers 1", ""), "not elastic"),
-    "no GPU asked for": (lambda d: entry(d, "python /opt/fer_ray/cluster/reserve.py --gpus 4 --cpus 4 --", ""),
-                         "asks for no GPUs"),
-    "fewer than used": (lambda d: entry(d, "--gpus 4", "--gpus 2"), "asks for no GPUs"),
+    "no GPU asked for": (lambda d: entry(d, "--train.use_gpu true", ""), "asks for no GPUs"),
     "no retry": (lambda d: job(d).pop("backoffLimit"), "no retry"),
     "no deadline": (lambda d: job(d).pop("activeDeadlineSeconds"), "no end to the cost"),
     "cluster stays": (lambda d: job(d).update(shutdownAfterJobFinishes=False), "cluster stays"),
@@ -843,12 +841,6 @@ def test_nothing_stays_to_be_filled_in():
     ("SECURITY_GROUP_ID", "default"), ("REGION", "Frankfurt")])
 def test_wrong_values_are_refused(name, value):
     assert any(name in line for line in fill.wrong(VALUES | {name: value}))
-
-
-def test_what_is_missing_is_told():
-    assert reserve.missing({"CPU": 8, "GPU": 1}, 1, 8) == ""
-    assert reserve.missing({"CPU": 8}, 2, 16) == "2 of 2 GPUs and 8 of 16 CPUs"
-    assert reserve.bundles(2, 3) == [{"GPU": 1, "CPU": 1}] * 2 + [{"CPU": 1}] and reserve.bundles(0, 0) == []
 
 
 # -- the spot watcher against a stand-in for the metadata service --------------------------------------------------

@@ -53,7 +53,7 @@ def test_files_and_folders(port):
 
 
 def test_right_bytes_from_a_server_that_breaks_a_tenth_of_the_requests(port):
-    with s3.faulty(port, share=0.1, seed=1) as (proxy, told):
+    with s3.faulty(port, share=0.1, seed=1) as (proxy, told, _):
         done = run(proxy, WORK, "faulty")
     assert done.returncode == 0, done.stderr
     assert sum(told.values()) - told["none"] >= 10, told
