@@ -56,13 +56,12 @@ def folder_name(progress: dict) -> str:
     return f"checkpoint_{progress['epoch']:04d}_{progress['step']:06d}"
 
 
-def prune(run: str) -> None:
-    """Remove all checkpoints of the run but the best and the latest."""
-    found = _complete(run)
-    latest = max(found, key=_progress, default=None)
-    best = max((f for f in found if f[1]["at_end_of_epoch"]), key=_score, default=None)
-    for one in found:
-        if one not in (latest, best):
+def prune(run: str, num_to_keep: int) -> None:
+    """Remove all checkpoints of the run but the latest and, for the rest of the number, the best; at least one."""
+    found = sorted(_complete(run), key=_progress)
+    best = sorted((f for f in found[:-1] if f[1]["at_end_of_epoch"]), key=_score, reverse=True)
+    for one in found[:-1]:
+        if one not in best[: max(1, num_to_keep - 1)]:
             storage.delete_dir(one[0])
 
 

@@ -16,26 +16,30 @@ def read(run: str) -> list[dict]:
 
 
 def epoch_log(run: str, run_id: str, mlflow_uri: str = ""):
-    """A callback that Ray Train calls in its controller, once a report, whatever the number of workers.
-
-    An epoch that is trained again after a failure replaces its line. TensorBoard's files carry the run's id, so that
-    a resumed run goes on in the same curve.
-    """
+    """A callback that Ray Train calls in its controller, once a report, whatever the number of workers."""
     from ray.train import UserCallback  # not at the top: a job sets what Ray reads when it is imported
 
     class EpochLog(UserCallback):
         def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
-            if "train_loss" in metrics[0]:  # reports within an epoch have no numbers
-                epoch = {k: v for k, v in metrics[0].items() if k != "score"}
-                write(run, run_id, epoch)
-                if mlflow_uri:
-                    to_mlflow(run, run_id, epoch, mlflow_uri)
+            log(run, run_id, metrics[0], mlflow_uri)
 
     return EpochLog()
 
 
+def log(run: str, run_id: str, reported: dict, mlflow_uri: str = "") -> None:
+    """Keep what a worker reported, if it is the numbers of an epoch; within one there are none."""
+    if "train_loss" in reported:
+        epoch = {k: v for k, v in reported.items() if k != "score"}
+        write(run, run_id, epoch)
+        if mlflow_uri:
+            to_mlflow(run, run_id, epoch, mlflow_uri)
+
+
 def write(run: str, run_id: str, epoch: dict) -> None:
-    """Add the numbers of an epoch, in place of what is known of it and later ones."""
+    """Add the numbers of an epoch, in place of what is known of it and later ones: an epoch that is trained again
+    after a failure replaces its line. TensorBoard's files carry the run's id, so that a resumed run goes on in the
+    same curve.
+    """
     from tensorboardX import SummaryWriter
 
     lines = [*(line for line in read(run) if line["epoch"] < epoch["epoch"]), {"run": run_id, **epoch}]

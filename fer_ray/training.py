@@ -1,4 +1,4 @@
-"""The Ray Train trainer around the loop: what workers are given, how many there are, what becomes of their run."""
+"""What runs the loop: a group of Ray Train, or one task; what workers are given, and what becomes of their run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import threading
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -38,7 +40,8 @@ def train(config: Config, prepared: str, side_by_side: int = 1) -> str:
     wait_for_room(config.train)
     if not is_done(config, prepared):
         with contextlib.nullcontext() if side_by_side > 1 else progress({"": run_uri(config)}, config.train):
-            run_group(config, load(config, prepared), [], side_by_side)
+            run_loop = run_group if config.train.num_workers > 1 else run_alone
+            run_loop(config, load(config, prepared), side_by_side)
     publish(config, run_uri(config), config.name)
     return run_uri(config)
 
@@ -67,8 +70,79 @@ def load(config: Config, prepared: str) -> dict:
             "sources": {s: _source(prepared, index[index["split"] == s], t, state) for s in ("train", "val")}}
 
 
-def run_group(config: Config, loaded: dict, callbacks: list, side_by_side: int = 1) -> None:
+def run_alone(config: Config, loaded: dict, side_by_side: int = 1) -> None:
+    """Run the loop of a single worker as a task, and again when its process or node dies.
+
+    A group of one would start two more processes, one after the other, and take processor time from a small machine.
+
+    Raises: TrainingError; ConfigError if the cluster has become too small.
+    """
+    import ray
+
+    t, run = config.train, run_uri(config)
+    storage.delete_file(storage.join(run, "diverged.json"))
+    for failures_left in reversed(range(t.max_failures + 1)):
+        wait_for_room(t)
+        room = worker_resources(ray.cluster_resources(), t, may_grow(ray.nodes()))
+        task = ray.remote(fit_alone).options(num_cpus=room["CPU"], num_gpus=room.get("GPU", 0), max_retries=0)
+        try:
+            ray.get(task.remote(config, loaded, threads(t, side_by_side)))
+        except ray.exceptions.RayError as error:
+            if not failures_left:
+                raise TrainingError(f"{run}: {_last_line(error)}") from error
+        else:
+            return _refuse_diverged(run)
+
+
+def fit_alone(config: Config, loaded: dict, threads: int) -> None:
+    """The loop in the task of a single worker."""
+    place = LonePlace(config)
+    loop.fit(given(config, loaded, threads), place)
+    place.finish()
+
+
+def given(config: Config, loaded: dict, threads: int) -> dict:
+    """What `loop.fit` takes."""
+    return loaded | {"run": run_uri(config), "train": config.train, "config": to_dict(config), "threads": threads}
+
+
+class LonePlace:
+    """The only worker of a run (`loop.Place`). It keeps checkpoints and numbers itself, while the next epoch runs."""
+
+    rank, world = 0, 1
+
+    def __init__(self, config: Config):
+        self.run, self.train = run_uri(config), config.train
+        self.id = storage.read_json(storage.join(self.run, "run.json"))["id"]
+        self.device = torch.device("cuda" if config.train.use_gpu else "cpu")
+        self.thread, self.kept = ThreadPoolExecutor(1), Future()
+        self.kept.set_result(None)
+
+    def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
+        """There is one worker."""
+        return model
+
+    def report(self, numbers: dict, folder: str | None) -> None:
+        """Upload the checkpoint and write the numbers, once those before are kept."""
+        self.finish()
+        self.kept = self.thread.submit(self._keep, numbers, folder)
+
+    def finish(self) -> None:
+        """Wait until what was reported last is kept. Raises: what kept it from being so."""
+        self.kept.result()
+
+    def _keep(self, numbers: dict, folder: str) -> None:
+        name = checkpoints.folder_name(checkpoints.describe(folder)["progress"])
+        checkpoints.upload(folder, storage.join(self.run, name))
+        shutil.rmtree(folder)
+        checkpoints.prune(self.run, self.train.num_to_keep)
+        tracking.log(self.run, self.id, numbers, self.train.mlflow)
+
+
+def run_group(config: Config, loaded: dict, side_by_side: int = 1, callbacks: list | None = None) -> None:
     """Run the loop on `num_workers` processes that Ray Train starts, and starts again when they die.
+
+    `callbacks`: of Ray Train, beside our own.
 
     Raises: TrainingError.
     """
@@ -78,14 +152,12 @@ def run_group(config: Config, loaded: dict, callbacks: list, side_by_side: int =
 
     t, run = config.train, run_uri(config)
     filesystem, path = storage.resolve(run)
-    diverged = storage.join(run, "diverged.json")
-    storage.delete_file(diverged)
+    storage.delete_file(storage.join(run, "diverged.json"))
     _mend_snapshot(run)
     log = tracking.epoch_log(run, storage.read_json(storage.join(run, "run.json"))["id"], t.mlflow)
     trainer = TorchTrainer(
         fit_in_group,
-        train_loop_config=loaded | {"run": run, "train": t, "config": to_dict(config),
-                                    "threads": threads(t, side_by_side)},
+        train_loop_config=given(config, loaded, threads(t, side_by_side)),
         scaling_config=ScalingConfig(num_workers=(t.min_workers, t.num_workers) if t.min_workers else t.num_workers,
                                      use_gpu=t.use_gpu,
                                      resources_per_worker=worker_resources(ray.cluster_resources(), t,
@@ -94,15 +166,14 @@ def run_group(config: Config, loaded: dict, callbacks: list, side_by_side: int =
             name=config.name, storage_path=os.path.dirname(path), storage_filesystem=filesystem,
             failure_config=FailureConfig(t.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=t.num_to_keep, checkpoint_score_attribute="score"),
-            callbacks=[log, *callbacks],
+            callbacks=[log, *(callbacks or [])],
         ),
     )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"{run}: {_cause(error)}") from error
-    if storage.exists(diverged):
-        raise TrainingError(f"{run}: {storage.read_json(diverged)['reason']}")
+    _refuse_diverged(run)
 
 
 def fit_in_group(c: dict) -> None:
@@ -346,8 +417,19 @@ def publish(config: Config, run: str, name: str) -> None:
                         "value": description["metrics"]["val_balanced_accuracy"]})
 
 
+def _refuse_diverged(run: str) -> None:
+    diverged = storage.join(run, "diverged.json")
+    if storage.exists(diverged):
+        raise TrainingError(f"{run}: {storage.read_json(diverged)['reason']}")
+
+
 def _cause(error: Exception) -> str:
-    """The worker's own last line, without Ray's frames around it."""
+    """What the first worker that failed said."""
     workers = getattr(error, "worker_failures", None) or {}
-    text = str(next(iter(workers.values()), error)).strip()
+    return _last_line(next(iter(workers.values()), error))
+
+
+def _last_line(error: Exception) -> str:
+    """The worker's own words, without Ray's frames around them."""
+    text = str(error).strip()
     return text.splitlines()[-1] if text else type(error).__name__

@@ -19,7 +19,6 @@ import time
 import warnings
 
 import numpy as np
-import torch
 
 from fer_ray import checkpoints, loop, storage, tracking, training
 from fer_ray.config import Config, ConfigError, TrainConfig, TuneConfig, check, to_dict
@@ -342,11 +341,10 @@ def run_trial(trial: dict, config: Config, loaded: dict, prepared: str, cpus: in
     diverged, ended = storage.join(run, "diverged.json"), storage.join(run, "ended.json")
     if not (finished or storage.exists(diverged) or storage.exists(ended)):
         if one.train.num_workers == 1:
-            loop.fit(loaded[one.train.backbone] | {"run": run, "train": one.train, "config": to_dict(one),
-                                                   "threads": cpus}, place)
+            loop.fit(training.given(one, loaded[one.train.backbone], cpus), place)
         else:
             try:
-                training.run_group(one, loaded[one.train.backbone], [place.callback()])
+                training.run_group(one, loaded[one.train.backbone], callbacks=[place.callback()])
             except training.TrainingError:
                 if not storage.exists(diverged):
                     raise
@@ -354,31 +352,20 @@ def run_trial(trial: dict, config: Config, loaded: dict, prepared: str, cpus: in
         place.tell_worst()
 
 
-class TrialPlace:
-    """The process of a one-worker trial (`loop.Place`), and what Tune is told of any trial."""
-
-    rank, world = 0, 1
+class TrialPlace(training.LonePlace):
+    """The process of a one-worker trial, and what Tune is told of any trial."""
 
     def __init__(self, config: Config, history: list[dict]):
-        self.run = training.run_uri(config)
-        self.id = storage.read_json(storage.join(self.run, "run.json"))["id"]
-        self.device = torch.device("cuda" if config.train.use_gpu else "cpu")
+        super().__init__(config)
         self.epochs, self.best = 0, 0.0
         for numbers in history:
             self.tell(numbers)
 
-    def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
-        """There is one worker."""
-        return model
-
     def report(self, numbers: dict, folder: str | None) -> None:
         """Keep the checkpoint and the numbers, then wait for what Tune says."""
-        name = checkpoints.folder_name(checkpoints.describe(folder)["progress"])
-        checkpoints.upload(folder, storage.join(self.run, name))
-        shutil.rmtree(folder)
-        checkpoints.prune(self.run)
+        super().report(numbers, folder)
+        self.finish()
         if "val_balanced_accuracy" in numbers:
-            tracking.write(self.run, self.id, {k: v for k, v in numbers.items() if k != SCORE})
             self.tell(numbers)
 
     def tell(self, numbers: dict) -> None:

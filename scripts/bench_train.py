@@ -1,7 +1,7 @@
 """Training against its limit and against the usual loop: `python scripts/bench_train.py --prepared FOLDER`.
 
-In one run, taking turns, on real crops of a prepared set: (a) ours, `jobs/train.py`'s own path through Ray Train;
-(b) the limit, the same network and optimiser steps on random tensors that lie on the device; (c) the loop of
+In one run, taking turns, on real crops of a prepared set: (a) ours, the job `jobs/train.py` on a Ray that runs;
+(b) the limit, the same network and optimiser steps on random tensors that lie on the device, before and after (a); (c) the loop of
 torchvision's classification reference: JPEG crops in folders, `DataLoader`, the same transforms by torchvision, DDP by
 torchrun with as many processes. The last line is JSON; medians over the rounds.
 """
@@ -9,8 +9,6 @@ torchrun with as many processes. The last line is JSON; medians over the rounds.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -48,19 +46,20 @@ def subset(prepared: str, folder: str, images: int) -> str:
     return folder
 
 
-def ours(prepared: str, storage: str, backbone: str, options) -> dict:
-    """A run through Ray Train; its rates, its waiting for data and its fixed cost."""
-    from fer_ray import tracking, training
-    from fer_ray.config import Config, TrainConfig
+def ours(storage: str, backbone: str, options) -> dict:
+    """The job on the prepared set `set`; its rates, its waiting for data and its fixed cost, imports included."""
+    from fer_ray import tracking
 
     name = f"{backbone}-{time.time_ns()}"
-    config = Config(name=name, storage=storage, train=TrainConfig(
-        backbone=backbone, weights="none", epochs=EPOCHS, batch_size=options.batch_size,
-        num_workers=options.num_workers, use_gpu=options.device == "cuda"))
+    command = [sys.executable, str(ROOT / "jobs/train.py"), "--storage", storage, "--prepared", "set", "--name", name,
+               "--train.backbone", backbone, "--train.weights", "none", "--train.epochs", str(EPOCHS),
+               "--train.batch_size", str(options.batch_size), "--train.num_workers", str(options.num_workers),
+               "--train.use_gpu", str(options.device == "cuda"), "--train.precision", options.precision]
     start = time.time()
-    with contextlib.redirect_stdout(io.StringIO()):
-        training.train(config, prepared)
+    done = subprocess.run(command, capture_output=True, text=True)
     end = time.time()
+    if done.returncode:
+        sys.exit(done.stderr)
     epochs = tracking.read(f"{storage}/runs/{name}")
     shutil.rmtree(f"{storage}/runs/{name}")
     kept = epochs[1:]
@@ -80,7 +79,7 @@ def limit(backbone: str, options) -> float:
 
     device = torch.device(options.device)
     torch.set_num_threads(max(1, os.cpu_count() // options.num_workers))
-    t = TrainConfig(backbone=backbone, batch_size=options.batch_size)
+    t = TrainConfig(backbone=backbone, batch_size=options.batch_size, precision=options.precision)
     model = backbones.build(backbone).to(device, memory_format=torch.channels_last).train()
     optimizer = loop.sgd(model, t)
     images = torch.randn(options.batch_size, 3, 224, 224, device=device).to(memory_format=torch.channels_last)
@@ -104,7 +103,8 @@ def reference(folder: str, backbone: str, options) -> float:
     """Images/s of torchvision's reference loop, started by torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
                str(options.num_workers), __file__, "--reference", folder, "--backbone", backbone, "--batch_size",
-               str(options.batch_size), "--num_workers", str(options.num_workers), "--device", options.device]
+               str(options.batch_size), "--num_workers", str(options.num_workers), "--device", options.device,
+               "--precision", options.precision]
     done = subprocess.run(command, capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // options.num_workers))})
     if done.returncode:
@@ -119,7 +119,8 @@ def reference_loop(options) -> None:
     from torch.utils.data import DataLoader, DistributedSampler
     from torchvision import datasets, transforms
 
-    from fer_ray import augment, backbones
+    from fer_ray import augment, backbones, loop
+    from fer_ray.config import TrainConfig
 
     dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
     device = torch.device(options.device, int(os.environ["LOCAL_RANK"]) if options.device == "cuda" else None)
@@ -133,6 +134,7 @@ def reference_loop(options) -> None:
                         num_workers=max(1, os.cpu_count() // options.num_workers), pin_memory=True)
     model = torch.nn.parallel.DistributedDataParallel(backbones.build(options.backbone).to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    bf16 = loop.uses_bf16(TrainConfig(precision=options.precision), device)
     criterion, seen, seconds = torch.nn.CrossEntropyLoss(), 0, 0.0
     for epoch in range(EPOCHS):
         sampler.set_epoch(epoch)
@@ -140,7 +142,7 @@ def reference_loop(options) -> None:
         start = time.perf_counter()
         for images, labels in loader:
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = criterion(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=1, help="training processes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--reference", help=argparse.SUPPRESS)
     parser.add_argument("--backbone", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -195,21 +198,24 @@ def main() -> None:
     start = time.time()
     job.connect()
     print(f"{device}; ray.init {time.time() - start:.1f} s", flush=True)
+    import ray  # after `connect`, which sets what Ray reads when it is imported
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # for the jobs
     results = {}
     with tempfile.TemporaryDirectory(dir=Path(options.prepared).parent) as out:
-        prepared = subset(options.prepared, f"{out}/set", options.images)
+        prepared = subset(options.prepared, f"{out}/prepared/set", options.images)
         jpegs = export_jpegs(prepared, f"{out}/jpegs")
         for backbone in options.backbones:
             rounds = []
             for _ in range(options.rounds):
-                a, b, c = ours(prepared, out, backbone, options), limit(backbone, options), reference(jpegs, backbone,
-                                                                                                    options)
+                before, a, after = limit(backbone, options), ours(out, backbone, options), limit(backbone, options)
+                b, c = (before + after) / 2, reference(jpegs, backbone, options)  # a machine's speed drifts
                 rounds.append(a | {"limit": b, "reference": c, "ratio_to_limit": a["images_per_s"] / b,
                                    "ratio_to_reference": a["images_per_s"] / c})
                 print(backbone, json.dumps({k: round(v, 3) for k, v in rounds[-1].items()}), flush=True)
             results[backbone] = {k: round(statistics.median(r[k] for r in rounds), 3) for k in rounds[0]}
     print(json.dumps({"device": device, "date": date.today().isoformat(), "num_workers": options.num_workers,
-                      "batch_size": options.batch_size, **results}))
+                      "batch_size": options.batch_size, "precision": options.precision, **results}))
 
 
 if __name__ == "__main__":
