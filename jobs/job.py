@@ -24,6 +24,10 @@ QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": 
          "RAY_AUTH_MODE": "token", "AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": str(storage.ATTEMPTS),
          "RAY_worker_maximum_startup_concurrency": "8",
          "PYTHONPATH": str(ROOT)}
+# A step of a network takes and frees gigabytes in blocks of tens of MB. glibc gives each of them back to the kernel and
+# takes it again, zeroed page by page: on two CPU cores a third of the step (scripts/bench_train.py). So workers keep
+# what they have, in one arena, since those of threads cannot hold such blocks.
+HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
 
 
 def main(stages: Callable[[configuration.Config], str], description: str) -> None:
@@ -56,8 +60,8 @@ def connect(**options) -> None:
 
     Raises: ConfigError if the cluster has no CPU for tasks and none will come.
     """
-    settings = {k: v if k == "PYTHONPATH" else os.environ.get(k, v) for k, v in QUIET.items()}
-    os.environ.update({k: v for k, v in settings.items() if k != "PYTHONPATH"})
+    settings = {k: v if k == "PYTHONPATH" else os.environ.get(k, v) for k, v in (QUIET | HEAP).items()}
+    os.environ.update({k: settings[k] for k in QUIET if k != "PYTHONPATH"})
     import ray
 
     ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="error", log_to_driver=False,

@@ -1,9 +1,10 @@
 """Training against its limit and against the usual loop: `python scripts/bench_train.py --prepared FOLDER`.
 
 In one run, taking turns, on real crops of a prepared set: (a) ours, the job `jobs/train.py` on a Ray that runs;
-(b) the limit, the same network and optimiser steps on random tensors that lie on the device, before and after (a); (c) the loop of
-torchvision's classification reference: JPEG crops in folders, `DataLoader`, the same transforms by torchvision, DDP by
-torchrun with as many processes. The last line is JSON; medians over the rounds.
+(b) the limit, the same network and optimiser steps on random tensors that lie on the device, before and after (a), with
+(a)'s settings of the C library's heap; (c) the loop of torchvision's classification reference: JPEG crops in folders,
+`DataLoader`, the same transforms by torchvision, DDP by torchrun with as many processes. The last line is JSON; medians
+over the rounds.
 """
 
 from __future__ import annotations
@@ -72,6 +73,30 @@ def ours(storage: str, backbone: str, options) -> dict:
 
 def limit(backbone: str, options) -> float:
     """Images/s of the same steps on random tensors that lie on the device."""
+    import job
+
+    return alone([sys.executable, __file__, "--only", "limit"], backbone, options, job.HEAP)
+
+
+def reference(folder: str, backbone: str, options) -> float:
+    """Images/s of torchvision's reference loop, started by torchrun."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+                str(options.num_workers), __file__, "--only", "reference", "--jpegs", folder]
+    return alone(torchrun, backbone, options, {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // options.num_workers))})
+
+
+def alone(command: list[str], backbone: str, options, environment: dict[str, str]) -> float:
+    """Images/s that a process of its own prints."""
+    given = [f"--{k}={getattr(options, k)}" for k in ("batch_size", "num_workers", "device", "precision", "images")]
+    done = subprocess.run([*command, "--backbone", backbone, *given], capture_output=True, text=True,
+                          env=os.environ | environment)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def limit_loop(options) -> None:
+    """Print images/s of steps whose images need nothing."""
     import torch
 
     from fer_ray import backbones, loop
@@ -79,41 +104,27 @@ def limit(backbone: str, options) -> float:
 
     device = torch.device(options.device)
     torch.set_num_threads(max(1, os.cpu_count() // options.num_workers))
-    t = TrainConfig(backbone=backbone, batch_size=options.batch_size, precision=options.precision)
-    model = backbones.build(backbone).to(device, memory_format=torch.channels_last).train()
+    t = TrainConfig(backbone=options.backbone, batch_size=options.batch_size, precision=options.precision)
+    model = backbones.build(t.backbone).to(device, memory_format=torch.channels_last).train()
     optimizer = loop.sgd(model, t)
-    images = torch.randn(options.batch_size, 3, 224, 224, device=device).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 8, (options.batch_size,), device=device)
+    images = torch.randn(t.batch_size, 3, 224, 224, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 8, (t.batch_size,), device=device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=loop.uses_bf16(t, device))
-    steps = options.images // options.batch_size
+    weights, steps = torch.ones(8, device=device), options.images // t.batch_size
 
     def epoch() -> float:
         start = time.perf_counter()
         for _ in range(steps):
-            loss = loop.train_step(model, optimizer, images, labels, torch.ones(8, device=device),
-                                   options.batch_size, t, autocast)
+            loss = loop.train_step(model, optimizer, images, labels, weights, t.batch_size, t, autocast)
         loss.item()  # waits for the device
         return time.perf_counter() - start
 
     epoch()
-    return options.batch_size * steps * (EPOCHS - 1) / sum(epoch() for _ in range(EPOCHS - 1))
-
-
-def reference(folder: str, backbone: str, options) -> float:
-    """Images/s of torchvision's reference loop, started by torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-               str(options.num_workers), __file__, "--reference", folder, "--backbone", backbone, "--batch_size",
-               str(options.batch_size), "--num_workers", str(options.num_workers), "--device", options.device,
-               "--precision", options.precision]
-    done = subprocess.run(command, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // options.num_workers))})
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1])["images_per_s"]
+    print(t.batch_size * steps * (EPOCHS - 1) / sum(epoch() for _ in range(EPOCHS - 1)))
 
 
 def reference_loop(options) -> None:
-    """What references/classification/train.py does, with the paper's transforms."""
+    """Print images/s of what references/classification/train.py does, with the paper's transforms."""
     import torch
     import torch.distributed as dist
     from torch.utils.data import DataLoader, DistributedSampler
@@ -128,7 +139,7 @@ def reference_loop(options) -> None:
         transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), transforms.RandomRotation(1),
         transforms.RandomGrayscale(0.1), transforms.PILToTensor(), transforms.ConvertImageDtype(torch.float),
         transforms.Normalize(augment.MEAN.tolist(), augment.STD.tolist())])
-    data = datasets.ImageFolder(options.reference, chain)
+    data = datasets.ImageFolder(options.jpegs, chain)
     sampler = DistributedSampler(data)
     loader = DataLoader(data, options.batch_size // options.num_workers, sampler=sampler, drop_last=True,
                         num_workers=max(1, os.cpu_count() // options.num_workers), pin_memory=True)
@@ -152,7 +163,7 @@ def reference_loop(options) -> None:
         loss.item()
         seconds += (time.perf_counter() - start) if epoch else 0
     if dist.get_rank() == 0:
-        print(json.dumps({"images_per_s": seen / seconds}))
+        print(seen / seconds)
     dist.destroy_process_group()
 
 
@@ -186,12 +197,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
-    parser.add_argument("--reference", help=argparse.SUPPRESS)
-    parser.add_argument("--backbone", help=argparse.SUPPRESS)
+    for hidden in ("--only", "--jpegs", "--backbone"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.reference:
-        reference_loop(options)
-        return
+    if options.only:
+        return {"limit": limit_loop, "reference": reference_loop}[options.only](options)
     import job
 
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
