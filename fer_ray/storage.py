@@ -13,6 +13,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import time
 import urllib.parse
 import uuid
@@ -240,8 +241,9 @@ def upload(path: str, uri: str) -> None:
         with _telling(uri):
             _client().upload_file(path, *bucket_key, Config=_transfer())
         return
-    with open(path, "rb") as stream:
-        write_bytes(uri, stream.read())
+    part = _part_of(uri)
+    shutil.copyfile(path, part)  # by the kernel: a training goes on beside it
+    os.replace(part, _path(uri))
 
 
 def _path(uri: str) -> str | bytes:
@@ -253,13 +255,18 @@ def _path(uri: str) -> str | bytes:
 
 def _write_beside(uri: str, content: bytes) -> str | bytes:
     """A new file with this content in the folder of `uri`; its path."""
-    path = _path(uri)
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    ending = f".{uuid.uuid4().hex}.part"
-    part = path + (ending.encode() if isinstance(path, bytes) else ending)
+    part = _part_of(uri)
     with open(part, "wb") as stream:
         stream.write(content)
     return part
+
+
+def _part_of(uri: str) -> str | bytes:
+    """A name for what is to become the file `uri`, in its folder, which is there then."""
+    path = _path(uri)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    ending = f".{uuid.uuid4().hex}.part"
+    return path + (ending.encode() if isinstance(path, bytes) else ending)
 
 
 def read_json(uri: str) -> dict:

@@ -4,8 +4,9 @@ import os
 
 from hypothesis import settings
 
-# Before anything imports Ray: no test reports home.
+# Before anything imports Ray, which reads them then: no test reports home, and each Ray asks for a token.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 # A shared machine makes single examples slow by chance; failures must come from the code alone.
 settings.register_profile("fer_ray", deadline=None, derandomize=True, max_examples=40)
