@@ -1,4 +1,4 @@
-"""`fit`, the loop that every worker runs, whatever runs the worker: Ray Train's group, or a Ray Tune trial."""
+"""`fit`, the loop that every worker runs, whatever runs the worker: a task, Ray Train's group, or a Ray Tune trial."""
 
 from __future__ import annotations
 
