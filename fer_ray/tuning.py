@@ -256,7 +256,9 @@ def scheduler(u: TuneConfig):
         return schedulers.ASHAScheduler(EPOCHS, max_t=u.max_epochs, grace_period=u.grace_epochs,
                                         reduction_factor=u.reduction_factor)
     if u.scheduler == "hyperband":
-        return schedulers.HyperBandScheduler(EPOCHS, max_t=u.max_epochs, reduction_factor=u.reduction_factor)
+        # trials end by themselves; its own way of ending the last ones forgets one that is just being paused, for ever
+        return schedulers.HyperBandScheduler(EPOCHS, max_t=u.max_epochs, reduction_factor=u.reduction_factor,
+                                             stop_last_trials=False)
     if u.scheduler == "median":
         return schedulers.MedianStoppingRule(EPOCHS, grace_period=u.grace_epochs, min_samples_required=3)
     return schedulers.FIFOScheduler()
