@@ -115,8 +115,9 @@ class LonePlace:
         self.run, self.train = run_uri(config), config.train
         self.id = storage.read_json(storage.join(self.run, "run.json"))["id"]
         self.device = torch.device("cuda" if config.train.use_gpu else "cpu")
-        self.thread, self.kept = ThreadPoolExecutor(1), Future()
-        self.kept.set_result(None)
+        # made when needed: a search sends what it tells Tune, and this with it, to the controller of a group
+        self.thread: ThreadPoolExecutor | None = None
+        self.kept: Future | None = None
 
     def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
         """There is one worker."""
@@ -125,11 +126,13 @@ class LonePlace:
     def report(self, numbers: dict, folder: str | None) -> None:
         """Upload the checkpoint and write the numbers, once those before are kept."""
         self.finish()
+        self.thread = self.thread or ThreadPoolExecutor(1)
         self.kept = self.thread.submit(self._keep, numbers, folder)
 
     def finish(self) -> None:
         """Wait until what was reported last is kept. Raises: what kept it from being so."""
-        self.kept.result()
+        if self.kept:
+            self.kept.result()
 
     def _keep(self, numbers: dict, folder: str) -> None:
         name = checkpoints.folder_name(checkpoints.describe(folder)["progress"])
