@@ -355,10 +355,10 @@ def _plane(axis, trials: list[dict], figure) -> None:
                                  label=state)
     axis.scatter(best["settings"]["lr"], 1 - best["settings"]["momentum"], s=220, facecolors="none",
                  edgecolors=ORANGE, linewidths=2, label="best")
-    axis.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="momentum")
-    axis.invert_yaxis()
-    damping = [1 - t["settings"]["momentum"] for t in trials]
-    ticks = [m for m in MOMENTA if min(damping) / 1.5 <= 1 - m <= max(damping) * 1.5]
+    rates, damping = [t["settings"]["lr"] for t in trials], [1 - t["settings"]["momentum"] for t in trials]
+    axis.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="momentum",
+             ylim=(max(damping) * 1.3, min(damping) / 1.3), xlim=(min(rates) / 1.5, max(rates) * 1.5))
+    ticks = [m for m in MOMENTA if min(damping) / 1.3 <= 1 - m <= max(damping) * 1.3]
     axis.set_yticks([1 - m for m in ticks], [f"{m:g}" for m in ticks])
     axis.yaxis.set_minor_locator(_none())
     axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=5)

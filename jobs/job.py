@@ -16,10 +16,11 @@ from fer_ray import config as configuration  # noqa: E402
 from fer_ray import options, storage  # noqa: E402
 
 # Ray's own progress is for developers of Ray; must be set before Ray is imported. Train's controller takes a report
-# each time it polls: every 2 s by itself, which short epochs wait for; every 0.2 s takes
-# the network a few percent of two cores. Several runs side by side start more processes than Ray warns of.
+# each time it polls: every 2 s by itself, which short epochs wait for; every 0.2 s takes the network a few percent of
+# two cores. Tune would answer Ctrl-C with the result of half a search. Several runs side by side start more processes
+# than Ray warns of.
 QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
-         "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+         "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
          "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
          "RAY_AUTH_MODE": "token", "AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": str(storage.ATTEMPTS),
          "RAY_worker_maximum_startup_concurrency": "8",
@@ -45,6 +46,9 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
     except (configuration.ConfigError, manifest.DataError, faces.DetectorError, backbones.WeightsError,
             checkpoints.CheckpointError, training.TrainingError, storage.StorageError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on where it was", file=sys.stderr, flush=True)
+        sys.exit(130)  # what a shell says of a command that Ctrl-C ended
     print(f"result: {result}", flush=True)
 
 

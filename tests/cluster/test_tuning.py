@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cluster.conftest import command, environment, ray_on
+from cluster.conftest import command, environment, nodes_of, ray_on
 
 from fer_ray import prepare, storage, tracking, tuning
 from fer_ray.config import Config, DataConfig, TrainConfig, TuneConfig
@@ -79,13 +81,28 @@ def test_hopeless_trials_end_early_and_diverged_ones_are_the_worst_under_every_s
         assert sum(epochs_of(found)) == 6 and found[-1]["state"] == "unfinished"
 
 
-def test_driver_killed_and_interrupted_goes_on_with_what_is_done(tiny):
-    config = named(tiny, "killed", [GOOD, GOOD, BAD], max_epochs=30)
-    runs = Path(tuning.search_uri(config)) / "runs"
+def test_driver_killed_and_interrupted_goes_on_with_what_is_done(killed):
+    search, done, again, interrupted, said = killed
+    assert again == 130 and interrupted.splitlines()[-1].startswith("error: interrupted"), interrupted
+    assert tracking.read(str(search / "runs/000")) == done
+    assert len({e["run"] for e in tracking.read(str(search / "runs/001"))}) == 1
+    result = json.loads((search / "tune.json").read_text())
+    assert epochs_of(result["trials"]) == [60, 60, 1] and result["trials"][2]["state"] == "ended"
+    assert result["test"]["test_images"] and said.splitlines()[-1].startswith("result: ")
+
+
+@pytest.fixture(scope="module")
+def killed(tiny):
+    """A search whose driver was killed, then interrupted by Ctrl-C, both times in the second trial, then let run.
+
+    Its folder, the first trial's epochs as the killed driver left them, and what the two drivers after it said.
+    """
+    config = named(tiny, "killed", [GOOD, GOOD, BAD], {"patience": 60}, max_epochs=60, max_concurrent=1)
+    folder = Path(tuning.search_uri(config))
     options = ["--storage", config.storage, "--prepared", "set", "--name", "killed", "--train.backbone",
                config.train.backbone, "--train.layers", "head", "--train.batch_size", "8", "--train.lr", "0.05",
-               "--tune.plane", "plain", "--tune.lr", "[1e-10, 1e38]", "--tune.max_epochs", "30", "--tune.num_trials",
-               "3"]
+               "--train.patience", "60", "--tune.plane", "plain", "--tune.lr", "[1e-10, 1e38]", "--tune.max_epochs",
+               "60", "--tune.num_trials", "3", "--tune.max_concurrent", "1"]
 
     def start() -> subprocess.Popen:
         return subprocess.Popen(command("tune", *options), env=environment(), start_new_session=True, text=True,
@@ -93,7 +110,7 @@ def test_driver_killed_and_interrupted_goes_on_with_what_is_done(tiny):
 
     def wait_for(trial: int, epochs: int, job: subprocess.Popen) -> None:
         deadline = time.time() + 120
-        while len(tracking.read(str(runs / f"{trial:03d}"))) < epochs:
+        while len(tracking.read(str(folder / f"runs/{trial:03d}"))) < epochs:
             assert time.time() < deadline and job.poll() is None, "it did not get so far"
             time.sleep(0.02)
 
@@ -101,17 +118,62 @@ def test_driver_killed_and_interrupted_goes_on_with_what_is_done(tiny):
     wait_for(1, 2, first)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    done = tracking.read(str(runs / "000"))
+    done = tracking.read(str(folder / "runs/000"))
     assert done
     time.sleep(2)
-    again = start()
-    said = again.communicate(timeout=200)[0]
-    assert again.returncode == 0, said
-    assert tracking.read(str(runs / "000")) == done
-    assert len({e["run"] for e in tracking.read(str(runs / "001"))}) == 1
-    result = json.loads((runs.parent / "tune.json").read_text())
-    assert [len(t["history"]) for t in result["trials"]][2] == 1 and result["trials"][2]["state"] == "ended"
-    assert result["test"]["test_images"] and (runs.parent / "tune.html").stat().st_size > 50_000
+    second = start()
+    wait_for(1, len(tracking.read(str(folder / "runs/001"))) + 2, second)
+    os.kill(second.pid, signal.SIGINT)
+    interrupted = second.communicate(timeout=60)[0]
+    third = start()
+    said = third.communicate(timeout=200)[0]
+    assert third.returncode == 0, said
+    return folder, done, second.returncode, interrupted, said
+
+
+def test_a_lost_node_costs_no_trial(tiny):
+    points = [GOOD, {"lr": 0.02, "momentum": 0.9}, BAD]
+    with ray_on(2):
+        undisturbed = search(named(tiny, "still", points, {"patience": 60}, max_epochs=12, scheduler="none"))
+    config = named(tiny, "lost", points, {"patience": 60}, max_epochs=12, scheduler="none", max_concurrent=2)
+    # the head computes nothing; a node of two is lost while a trial runs on it, another is there instead
+    with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
+        def lose_one() -> None:
+            run, deadline = f"{tuning.search_uri(config)}/runs/001", time.time() + 100
+            while len(tracking.read(run)) < 2:
+                assert time.time() < deadline
+                time.sleep(0.02)
+            cluster.remove_node(others[0], allow_graceful=False)
+
+        lost = aside.submit(lose_one)
+        found = search(config)
+        lost.result()
+    assert [t["state"] for t in found] == ["finished"] * 3
+
+    def numbers(trials: list[dict]) -> list:
+        return [[(e["train_loss"], e["val_loss"]) for e in t["history"]] for t in trials]
+
+    assert numbers(found) == numbers(undisturbed)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
+def test_the_page_shows_the_search_in_a_browser(killed, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page, wrong = browser.new_page(viewport={"width": 1280, "height": 900}), []
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
+        page.goto(f"file://{killed[0]}/tune.html")
+        pictures = page.locator("img")
+        assert pictures.count() >= 3 and not wrong
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 300)")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        rows = page.locator("table tr", has_text="ended")
+        assert rows.count() == 1 and "1e-09" in rows.inner_text()
+        browser.close()
 
 
 def test_trials_of_two_workers_leave_no_worker_behind(tiny):
