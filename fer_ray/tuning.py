@@ -186,7 +186,9 @@ class Points:
         self.queue = list(self.chosen)
         self.number = config.tune.num_trials
         if config.tune.searcher == "grid":
-            self.queue = grid(self.axes, config.tune.grid_points)
+            points = grid(self.axes, config.tune.grid_points)
+            # in their own order each would beat those before it, or none, and schedulers end trials by comparison
+            self.queue = [points[i] for i in np.random.default_rng(config.tune.seed).permutation(len(points))]
             self.number = len(self.queue)
         elif not self.queue:
             self.queue = known_good(config, self.axes)

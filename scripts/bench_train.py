@@ -28,23 +28,33 @@ EPOCHS = 3  # the first one warms up
 
 
 def subset(prepared: str, folder: str, images: int) -> str:
-    """A prepared set with `images` training images of another and few of the rest, its parts linked."""
+    """A prepared set with `images` training images of another and few of the rest."""
     import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from fer_ray import prepare
 
     index = prepare.read_index(prepared)
     train = index[index["split"] == "train"].sample(images, random_state=0)
     rest = index[index["split"] != "train"].groupby("split").head(32)
-    shutil.copytree(prepared, folder, copy_function=os.link)
-    for name in ("index.parquet", "prepared.json"):
-        os.remove(f"{folder}/{name}")
-    pq.write_table(pa.Table.from_pandas(pd.concat([train, rest]).sort_values("row"), preserve_index=False),
-                   f"{folder}/index.parquet")
-    shutil.copy(f"{prepared}/prepared.json", f"{folder}/prepared.json")
+    return linked(prepared, folder, pd.concat([train, rest]).sort_values("row"))
+
+
+def linked(prepared: str, folder: str, index) -> str:
+    """A prepared set with these index rows of another, its parts linked."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shutil.copytree(prepared, folder, copy_function=_link)
+    os.remove(f"{folder}/index.parquet")
+    pq.write_table(pa.Table.from_pandas(index, preserve_index=False), f"{folder}/index.parquet")
     return folder
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another disk
+        shutil.copy2(source, target)
 
 
 def ours(storage: str, backbone: str, options) -> dict:

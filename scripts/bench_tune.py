@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "jobs"), str(ROOT / "scripts")]
 
 METHODS = {  # searcher, scheduler, plane
     "grid": ("grid", "none", "plain"),
+    "asha_grid": ("grid", "asha", "plain"),
     "random": ("random", "none", "plain"),
     "asha_random_plain": ("random", "asha", "plain"),
     "asha_random_effective": ("random", "asha", "effective"),
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--layers", default="head", choices=["head", "all"])
     parser.add_argument("--images", type=int, default=0, help="training images, 0: all")
+    parser.add_argument("--least", type=int, default=0, help="leave out classes with fewer validation images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--points", type=int, default=4, help="grid points of learning rate, and of momentum")
     parser.add_argument("--max_epochs", type=int, default=9)
@@ -51,15 +53,21 @@ def main() -> None:
     options = parser.parse_args()
 
     import job
-    from bench_train import subset
+    from bench_train import linked, subset
 
-    from fer_ray import tuning
+    from fer_ray import prepare, tuning
 
     begun = time.time()
     folder = tempfile.mkdtemp(prefix="bench_tune_")
     prepared = str(Path(options.prepared).resolve())
     if options.images:
         prepared = subset(prepared, f"{folder}/set", options.images)
+    if options.least:
+        index = prepare.read_index(prepared)
+        counts = index[index["split"] == "val"]["expression"].value_counts()
+        kept = index[index["expression"].isin(counts[counts >= options.least].index)]
+        print(f"validation images {counts.to_dict()}, {len(kept)} of {len(index)} images kept", flush=True)
+        prepared = linked(prepared, f"{folder}/kept", kept)
     job.connect()
     loaded = tuning.load(config_of("grid", 0, folder, options), prepared)
     table = {}

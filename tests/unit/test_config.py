@@ -26,7 +26,7 @@ def test_overrides_win_over_the_file():
     (["--split.folds", "2", "--split.fold", "5"], ["split.folds", "at least 3", "split.fold: 5"]),
     (["--train.nesterov", "true", "--train.momentum", "0"], ["train.nesterov"]),
     (["--train.min_workers", "3", "--train.clip_norm", "-1"], ["train.min_workers", "train.clip_norm"]),
-    (["--faces.detector", "yunet", "--train.mlflow", "http://x"], ["faces.model", ".[mlflow]"]),
+    (["--faces.detector", "yunet"], ["faces.model"]),
 ])
 def test_one_line_names_all_that_is_wrong(argv, words):
     with pytest.raises(config.ConfigError) as error:
@@ -39,3 +39,9 @@ def test_unknown_key_in_a_file_suggests_the_nearest(tmp_path):
     (tmp_path / "c.yaml").write_text("train: {momentun: 0.5}\ndata: {sources: [{kin: jaffe}]}\n")
     with pytest.raises(config.ConfigError, match=r"train.momentun.*did you mean 'train.momentum'.*sources\[0\].kin"):
         options.load(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_a_missing_extra_is_named_before_the_work(monkeypatch):
+    monkeypatch.setattr(config.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(config.ConfigError, match=r"train.mlflow: .*\.\[mlflow\]"):
+        options.load(["--train.mlflow", "http://x"])
