@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pandas as pd
 
@@ -224,6 +225,7 @@ def labels_of(index: pd.DataFrame) -> np.ndarray:
 
 def _load_window(batch: dict, uri: str, seed: int, epoch: int | None) -> dict:
     """Decode and transform the rows of a window, in their order; for training if there is an `epoch`."""
+    cv2.setNumThreads(1)  # the tasks are the parallelism
     pictures = []
     for rows, parts in zip(batch["rows"], batch["parts"], strict=True):
         encoded = {}

@@ -45,10 +45,10 @@ def save(folder: str, backbone: str, model: torch.nn.Module, train_state: dict, 
     (path / "model.json").write_text(json.dumps(content, indent=2))
 
 
-def upload(folder: str, uri: str) -> None:
-    """Copy a local checkpoint, `model.json` last: no reader takes half a checkpoint for one."""
+def move(folder: str, uri: str) -> None:
+    """Give a local checkpoint to storage, `model.json` last: no reader takes half a checkpoint for one."""
     for name in FILES:
-        storage.upload(str(Path(folder) / name), storage.join(uri, name))
+        storage.move(str(Path(folder) / name), storage.join(uri, name))
 
 
 def folder_name(progress: dict) -> str:

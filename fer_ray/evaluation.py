@@ -23,7 +23,7 @@ from fer_ray import (
     prepare,
     storage,
     tracking,
-    training,
+    workers,
 )
 from fer_ray.config import Config, to_dict
 from fer_ray.manifest import EXPRESSIONS, DataError
@@ -42,7 +42,7 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     Raises: checkpoints.CheckpointError; manifest.DataError if the checkpoint was trained on another split, whose
         training images could stand in this test split, or if the test split is empty.
     """
-    run = training.run_uri(config)
+    run = workers.run_uri(config)
     checkpoint = config.evaluate.checkpoint or checkpoints.find_best(run)
     description = checkpoints.describe(checkpoint)
     summary = storage.read_json(storage.join(prepared, "prepared.json"))

@@ -8,6 +8,7 @@ import tempfile
 import time
 from typing import Protocol
 
+import cv2
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -47,6 +48,7 @@ def fit(c: dict, place: Place) -> None:
     begun = time.time()
     rank, world, device = place.rank, place.world, place.device
     torch.set_num_threads(c["threads"])
+    cv2.setNumThreads(1)  # a pool for each image costs more than it gains
     model, progress, optimizer_state = _resume(c, t)
     model = model.to(device, memory_format=torch.channels_last)
     train_data, val_data = (_open(*c["sources"][split], t, rank, world, c["threads"]) for split in ("train", "val"))

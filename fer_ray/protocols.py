@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pandas as pd
 
-from fer_ray import batches, metrics, storage, training
+from fer_ray import batches, metrics, room, storage, training, workers
 from fer_ray.config import Config, TrainConfig, check
 from fer_ray.manifest import EXPRESSIONS
 
@@ -46,11 +46,11 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
     import ray
 
     configs = [config for config, _ in runs.values()]
-    training.wait_for_room(configs[0].train)
+    room.wait(configs[0].train)
     parallel = parallel or min(len(runs), side_by_side(ray.cluster_resources(), configs[0].train))
     task = ray.remote(training.train).options(num_cpus=0, max_retries=0)  # its workers hold the CPUs
     waiting, running, errors = list(runs.values()), [], []
-    with training.progress({label: training.run_uri(config) for label, (config, _) in runs.items()}, configs[0].train):
+    with training.progress({label: workers.run_uri(config) for label, (config, _) in runs.items()}, configs[0].train):
         while waiting or running:
             while waiting and len(running) < parallel:
                 running.append(task.remote(*waiting.pop(0), parallel))
@@ -117,7 +117,7 @@ def summarise(config: Config, results: dict[str, dict]) -> dict:
                   "sd": float(np.std([row[s] for row in rows], ddof=1)) if len(rows) > 1 else None} for s in SCORES}
     together, floor = None, None
     if config.protocol.kind == "folds":
-        together = scores_of(pooled([training.run_uri(run) for run in plan(config).values()]), config.split.seed)
+        together = scores_of(pooled([workers.run_uri(run) for run in plan(config).values()]), config.split.seed)
         if all(r["floor"] for r in results.values()):
             confusion = np.sum([r["floor"]["confusion"] for r in results.values()], axis=0)
             floor = {"balanced_accuracy": metrics.balanced_accuracy(confusion),

@@ -235,14 +235,18 @@ def _create_object(uri: str, bucket: str, key: str, content: bytes) -> bool:
     raise AssertionError
 
 
-def upload(path: str, uri: str) -> None:
-    """Copy a local file, whole or not at all; a large one in parts side by side. Raises: FileNotFoundError."""
+def move(path: str, uri: str) -> None:
+    """Give a local file to storage, whole or not at all; to S3 a large one in parts side by side. Raises:
+    FileNotFoundError.
+
+    On one disk nothing is copied, for a training goes on beside it: the file at `path` may be gone then.
+    """
     if bucket_key := _object(uri):
         with _telling(uri):
             _client().upload_file(path, *bucket_key, Config=_transfer())
         return
     part = _part_of(uri)
-    shutil.copyfile(path, part)  # by the kernel: a training goes on beside it
+    shutil.move(path, part)
     os.replace(part, _path(uri))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
 import shutil
@@ -20,15 +19,12 @@ import warnings
 
 import numpy as np
 
-from fer_ray import checkpoints, loop, storage, tracking, training
+from fer_ray import checkpoints, loop, room, space, storage, tracking, training, workers
 from fer_ray.config import Config, ConfigError, TrainConfig, TuneConfig, check, to_dict
 
 EPOCHS, SCORE = "epochs", "score"  # what Tune goes by: epochs done, and the best validation balanced accuracy of them
 # what may differ between two sessions of one search
 RESUMABLE = {"num_trials", "max_concurrent", "budget_epochs", "budget_minutes"}
-# lowest and highest learning rate at momentum 0.9: networks without batch normalisation diverge earlier
-LR = {"alexnet": (1e-4, 1e-2), "vgg19": (1e-4, 1e-2)}
-LR_OF_OTHERS = (1e-3, 1e-1)
 CORES = 4  # of a trial on CPUs: small networks gain little from more
 
 
@@ -38,20 +34,20 @@ def search(config: Config, prepared: str, loaded: dict[str, dict] | None = None)
     `loaded`: what `load` gave, for several searches on one set.
 
     Raises: ConfigError if the search exists with another configuration or the cluster is too small;
-        backbones.WeightsError; checkpoints.CheckpointError; training.TrainingError if no trial came to a result.
+        backbones.WeightsError; checkpoints.CheckpointError; workers.TrainingError if no trial came to a result.
     """
     import optuna
     import ray
     from ray import tune
 
-    u, folder = config.tune, search_uri(config)
+    u, folder = config.tune, space.search_uri(config)
     values = {f"tune.{k}": v for k, v in to_dict(u).items() if k not in RESUMABLE}
     training.claim(storage.join(folder, "search.json"), values | training.train_values(config.train, prepared))
-    training.wait_for_room(config.train)
+    room.wait(config.train)
     side_by_side = concurrency(ray.cluster_resources(), config)
     cpus = max(1, int(ray.cluster_resources()["CPU"] // (side_by_side * config.train.num_workers)))
     loaded = loaded or load(config, prepared)
-    points = Points(config)
+    queue = space.Queue(config)
     budget = stopper(u)
     resources = {"CPU": 0.01}  # a nested trainer takes its own; 0 is refused
     if config.train.num_workers == 1:
@@ -64,7 +60,7 @@ def search(config: Config, prepared: str, loaded: dict[str, dict] | None = None)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
-            metric=SCORE, mode="max", search_alg=searcher(points, u), scheduler=scheduler(u), num_samples=points.number,
+            metric=SCORE, mode="max", search_alg=searcher(queue, u), scheduler=scheduler(u), num_samples=queue.number,
             max_concurrent_trials=side_by_side, reuse_actors=config.train.num_workers == 1),
         run_config=tune.RunConfig(
             name="search", storage_path=scratch, stop=budget, callbacks=[journal(config, budget)], verbose=0,
@@ -80,7 +76,8 @@ def load(config: Config, prepared: str) -> dict[str, dict]:
     """What the trials share, by backbone: see `training.load`. Waits for it, since trials hold the CPUs it needs."""
     import ray
 
-    loaded = {t.backbone: training.load(dataclasses.replace(config, train=t), prepared) for t in start_trains(config)}
+    loaded = {t.backbone: training.load(dataclasses.replace(config, train=t), prepared)
+              for t in space.start_trains(config)}
     for one in loaded.values():
         for kind, content in one["sources"].values():
             if kind != "streamed":
@@ -88,21 +85,11 @@ def load(config: Config, prepared: str) -> dict[str, dict]:
     return loaded
 
 
-def search_uri(config: Config) -> str:
-    """The folder of the search that `config` names; also the storage root of its trials."""
-    return storage.absolute(storage.join(config.storage, "tune", config.name))
-
-
-def start_trains(config: Config) -> list[TrainConfig]:
-    """The training of each backbone that the search may choose."""
-    return [dataclasses.replace(config.train, backbone=b) for b in config.tune.backbones or [config.train.backbone]]
-
-
 def trial_config(config: Config, number: int, point: dict) -> Config:
     """The configuration of a trial."""
-    train = dataclasses.replace(config.train, **settings(point), epochs=config.tune.max_epochs, from_tune="")
+    train = dataclasses.replace(config.train, **space.settings(point), epochs=config.tune.max_epochs, from_tune="")
     return check(dataclasses.replace(config, name=f"{number:03d}", prepared=config.prepared or config.name,
-                                     storage=search_uri(config), train=train))
+                                     storage=space.search_uri(config), train=train))
 
 
 def with_found(config: Config) -> Config:
@@ -113,104 +100,18 @@ def with_found(config: Config) -> Config:
     name = config.train.from_tune
     if not name:
         return config
-    file = storage.join(search_uri(dataclasses.replace(config, name=name)), "tune.json")
+    file = storage.join(space.search_uri(dataclasses.replace(config, name=name)), "tune.json")
     if not storage.exists(file):
         raise ConfigError(f"train.from_tune: no finished search {name!r} ({file}); run jobs/tune.py --name {name}")
     found = storage.read_json(file)["best"]["settings"]
     return check(dataclasses.replace(config, train=dataclasses.replace(config.train, **found)))
 
 
-# --- the space -----------------------------------------------------------------------------------------
-
-
-def space(config: Config) -> dict:
-    """Optuna's distribution of each axis by name. Points hold a value for each of these names."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    u = config.tune
-    known = [LR.get(t.backbone, LR_OF_OTHERS) for t in start_trains(config)]
-    lr = u.lr or [min(low for low, _ in known), max(high for _, high in known)]
-    if u.plane == "effective":
-        low, high = lr if u.lr else (10 * end for end in lr)
-        axes = {"effective_lr": FloatDistribution(low, high, log=True),
-                "damping": FloatDistribution(1 - u.momentum[1], 1 - u.momentum[0], log=True)}
-    else:
-        axes = {"lr": FloatDistribution(*lr, log=True), "momentum": FloatDistribution(*u.momentum)}
-    if u.weight_decay:
-        axes["weight_decay"] = FloatDistribution(*u.weight_decay, log=True)
-    if u.label_smoothing:
-        axes["label_smoothing"] = FloatDistribution(*u.label_smoothing)
-    if u.backbones:
-        axes["backbone"] = CategoricalDistribution(u.backbones)
-    if u.batch_sizes:
-        axes["batch_size"] = CategoricalDistribution(u.batch_sizes)
-    return axes
-
-
-def settings(point: dict) -> dict:
-    """What a point sets in `train`."""
-    known = dict(point)
-    if "effective_lr" in known:
-        damping = known.pop("damping")
-        known |= {"lr": known.pop("effective_lr") * damping, "momentum": 1 - damping}
-    return known
-
-
-def grid(axes: dict, points: int) -> list[dict]:
-    """All combinations of `points` values of each continuous axis, ends included, and every value of the others."""
-    def values(axis) -> list:
-        if hasattr(axis, "choices"):
-            return list(axis.choices)
-        between = np.geomspace if axis.log else np.linspace
-        return sorted({float(v) for v in between(axis.low, axis.high, points).clip(axis.low, axis.high)})
-
-    return [dict(zip(axes, chosen, strict=True)) for chosen in itertools.product(*map(values, axes.values()))]
-
-
-def known_good(config: Config, axes: dict) -> list[dict]:
-    """The configured values as a point, if they lie within the axes."""
-    t = config.train
-    point = to_dict(t) | {"effective_lr": t.lr / (1 - t.momentum), "damping": 1 - t.momentum}
-    inside = all(point[name] in axis.choices if hasattr(axis, "choices") else axis.low <= point[name] <= axis.high
-                 for name, axis in axes.items())
-    return [{name: point[name] for name in axes}] if inside else []
-
-
-class Points:
-    """The points of a search in the order in which they were chosen, kept in storage."""
-
-    def __init__(self, config: Config):
-        self.axes = space(config)
-        self.file = storage.join(search_uri(config), "points.json")
-        self.chosen = read_points(config)
-        self.queue = list(self.chosen)
-        self.number = config.tune.num_trials
-        if config.tune.searcher == "grid":
-            points = grid(self.axes, config.tune.grid_points)
-            # in their own order each would beat those before it, or none, and schedulers end trials by comparison
-            self.queue = [points[i] for i in np.random.default_rng(config.tune.seed).permutation(len(points))]
-            self.number = len(self.queue)
-        elif not self.queue:
-            self.queue = known_good(config, self.axes)
-
-    def keep(self, number: int, point: dict) -> None:
-        """Remember the point of a trial before the trial begins."""
-        if number == len(self.chosen):
-            self.chosen.append(point)
-            storage.write_json(self.file, {"points": self.chosen})
-
-
-def read_points(config: Config) -> list[dict]:
-    """The points that were chosen so far."""
-    file = storage.join(search_uri(config), "points.json")
-    return storage.read_json(file)["points"] if storage.exists(file) else []
-
-
 # --- what Tune is given ----------------------------------------------------------------------------------
 
 
-def searcher(points: Points, u: TuneConfig):
-    """Optuna behind Tune's interface: trials in the order of `points`, and the early ended ones known as such."""
+def searcher(queue: space.Queue, u: TuneConfig):
+    """Optuna behind Tune's interface: trials in the order of `queue`, and the early ended ones known as such."""
     import optuna
     from optuna.trial import TrialState
     from ray.tune.search.optuna import OptunaSearch
@@ -221,7 +122,7 @@ def searcher(points: Points, u: TuneConfig):
             point = super().suggest(trial_id)
             if new:
                 self.numbers[trial_id] = len(self.numbers)
-                points.keep(self.numbers[trial_id], point)
+                queue.keep(self.numbers[trial_id], point)
             return {"number": self.numbers[trial_id], "point": point}
 
         def on_trial_result(self, trial_id: str, result: dict) -> None:
@@ -240,12 +141,12 @@ def searcher(points: Points, u: TuneConfig):
 
     # as many trials by chance as there are before a model of two axes means anything, as few as there can be
     begin = max(4, u.num_trials // 4)
-    seed = u.seed + len(points.chosen)  # a resumed search must not draw the same again
+    seed = u.seed + len(queue.chosen)  # a resumed search must not draw the same again
     sampler = {"tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True,
                                                          n_startup_trials=begin),
                "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=begin)}.get(
                    u.searcher, lambda: optuna.samplers.RandomSampler(seed=seed))
-    search = Search(points.axes, metric=SCORE, mode="max", sampler=sampler(), points_to_evaluate=points.queue)
+    search = Search(queue.axes, metric=SCORE, mode="max", sampler=sampler(), points_to_evaluate=queue.first)
     search.numbers = {}
     return search
 
@@ -299,14 +200,14 @@ def journal(config: Config, budget):
 
     class Journal(tune.Callback):
         def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-            values = ", ".join(f"{k} {_short(v)}" for k, v in settings(result["config"]["point"]).items())
+            values = ", ".join(f"{k} {_short(v)}" for k, v in space.settings(result["config"]["point"]).items())
             said = f"val balanced accuracy {result['val_balanced_accuracy']:.3f}"
             print(f"trial {result['config']['number']:03d}  epoch {result[EPOCHS]:3d}/{config.tune.max_epochs}  "
                   f"{'diverged' if result['diverged'] else said}  ({values})", flush=True)
 
         def on_trial_complete(self, iteration, trials, trial, **info) -> None:
             number, result = trial.config["number"], trial.last_result
-            run = storage.join(search_uri(config), "runs", f"{number:03d}")
+            run = storage.join(space.search_uri(config), "runs", f"{number:03d}")
             if result.get(EPOCHS, 0) < config.tune.max_epochs and not (result["diverged"] or budget.stop_all()):
                 print(f"trial {number:03d}  ended after {result[EPOCHS]} epochs", flush=True)
                 storage.write_json(storage.join(run, "ended.json"), {EPOCHS: result[EPOCHS]})
@@ -320,7 +221,7 @@ def journal(config: Config, budget):
 def concurrency(cluster: dict, config: Config) -> int:
     """Trials that the cluster holds at once. Raises: ConfigError if it cannot hold one."""
     t = config.train
-    training.worker_resources(cluster, t)
+    room.of_worker(cluster, t)
     if t.use_gpu:
         fitting = most = int(cluster["GPU"] // t.num_workers)
     else:
@@ -338,25 +239,25 @@ def run_trial(trial: dict, config: Config, loaded: dict, prepared: str, cpus: in
     """What Tune runs: tell what is known of the trial, then train on. One worker is this very process, which serves
     the next trial too; several are a trainer of their own."""
     one = trial_config(config, trial["number"], trial["point"])
-    run = training.run_uri(one)
+    run = workers.run_uri(one)
     finished = training.is_done(one, prepared)
     newest = checkpoints.find_latest(run)
     place = TrialPlace(one, checkpoints.load_train_state(newest)["progress"]["history"] if newest else [])
     diverged, ended = storage.join(run, "diverged.json"), storage.join(run, "ended.json")
     if not (finished or storage.exists(diverged) or storage.exists(ended)):
         if one.train.num_workers == 1:
-            loop.fit(training.given(one, loaded[one.train.backbone], cpus), place)
+            loop.fit(workers.given(one, loaded[one.train.backbone], cpus), place)
         else:
             try:
-                training.run_group(one, loaded[one.train.backbone], callbacks=[place.callback()])
-            except training.TrainingError:
+                workers.run_group(one, loaded[one.train.backbone], callbacks=[place.callback()])
+            except workers.TrainingError:
                 if not storage.exists(diverged):
                     raise
     if storage.exists(diverged):
         place.tell_worst()
 
 
-class TrialPlace(training.LonePlace):
+class TrialPlace(workers.LonePlace):
     """The process of a one-worker trial, and what Tune is told of any trial."""
 
     def __init__(self, config: Config, history: list[dict]):
@@ -411,12 +312,12 @@ def trials(config: Config) -> list[dict]:
     """What became of each trial, from its run: `number`, `settings`, `point`, `state` (finished, ended, diverged or
     unfinished) and its `reason`, `history` (an entry an epoch), `best_epoch` (from 0; None before the first) and
     `score`, its validation balanced accuracy, 0 for a diverged one."""
-    return [_trial(config, number, point) for number, point in enumerate(read_points(config))]
+    return [_trial(config, number, point) for number, point in enumerate(space.read_points(config))]
 
 
 def _trial(config: Config, number: int, point: dict) -> dict:
     one = trial_config(config, number, point)
-    run = training.run_uri(one)
+    run = workers.run_uri(one)
     history = [{k: e[k] for k in ("epoch", "lr", "train_loss", "val_loss", "val_balanced_accuracy", "train_s")}
                for e in tracking.read(run)]
     state, reason = "unfinished", ""
@@ -428,7 +329,7 @@ def _trial(config: Config, number: int, point: dict) -> dict:
         state = "finished"
     scores = [e["val_balanced_accuracy"] for e in history]
     return {"number": number, "run": run, "point": point, "state": state, "reason": reason, "history": history,
-            "settings": settings(point) | {k: getattr(one.train, k) for k in ("lr", "momentum", "backbone")},
+            "settings": space.settings(point) | {k: getattr(one.train, k) for k in ("lr", "momentum", "backbone")},
             "best_epoch": int(np.argmax(scores)) if scores else None,
             "score": max(scores) if scores and state != "diverged" else 0.0}
 
@@ -441,11 +342,11 @@ def is_finished(history: list[dict], t: TrainConfig) -> bool:
 
 def choose(config: Config, found: list[dict]) -> dict:
     """The trial with the best validation score, and `best/NAME.json` for it; among equals the one that took fewest
-    epochs. Raises: training.TrainingError if there is none."""
+    epochs. Raises: workers.TrainingError if there is none."""
     usable = [t for t in found if t["history"] and t["state"] != "diverged"]
     if not usable:
         reasons = "; ".join(f"{t['number']:03d}: {t['reason'] or t['state']}" for t in found[:3])
-        raise training.TrainingError(f"{search_uri(config)}: no trial came to a result ({reasons})")
+        raise workers.TrainingError(f"{space.search_uri(config)}: no trial came to a result ({reasons})")
     best = max(usable, key=lambda t: (t["score"], -t["best_epoch"]))
     training.publish(config, best["run"], config.name)
     return best
@@ -457,7 +358,7 @@ def summarise(config: Config, found: list[dict], best: dict) -> dict:
     spent = sum(len(t["history"]) for t in found)
     return {"name": config.name, "trials": found, "best": best, "rungs": rungs(u), "epochs_spent": spent,
             "seconds": sum(e["train_s"] for t in found for e in t["history"]),
-            "grid_epochs": len(grid(space(config), u.grid_points)) * u.max_epochs,
+            "grid_epochs": len(space.grid(space.axes(config), u.grid_points)) * u.max_epochs,
             "full_epochs": len(found) * u.max_epochs, "tune": to_dict(u), "train": to_dict(config.train)}
 
 

@@ -39,12 +39,12 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
         _refuse_storage_that_ends_with_the_job(config.storage)
     except configuration.ConfigError as error:
         sys.exit(f"error: {error}")
-    from fer_ray import backbones, checkpoints, faces, manifest, training, tuning
+    from fer_ray import backbones, checkpoints, faces, manifest, tuning, workers
 
     try:
         result = stages(tuning.with_found(config))
     except (configuration.ConfigError, manifest.DataError, faces.DetectorError, backbones.WeightsError,
-            checkpoints.CheckpointError, training.TrainingError, storage.StorageError) as error:
+            checkpoints.CheckpointError, workers.TrainingError, storage.StorageError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr, flush=True)
@@ -73,10 +73,10 @@ def connect(**options) -> None:
     import ray.data
     import ray.train
 
-    from fer_ray import training
+    from fer_ray import room
 
     if not ray.cluster_resources().get("CPU"):
-        if not training.may_grow(ray.nodes()):
+        if not room.may_grow(ray.nodes()):
             raise configuration.ConfigError("the cluster has no CPU for tasks; start a node by ray start --address ...")
         print("no node for tasks yet: the autoscaler starts them as they are needed", flush=True)
     ray.data.DataContext.get_current().enable_progress_bars = False

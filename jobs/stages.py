@@ -19,8 +19,10 @@ from fer_ray import (
     prepare,
     published,
     report,
+    room,
     storage,
     training,
+    workers,
 )
 from fer_ray.config import Config
 from fer_ray.datasets import find_images, read_manifest
@@ -32,7 +34,7 @@ def run_prepare(config: Config, to_train: bool = False) -> str:
     print(f"prepare: {data.rows.num_rows} images, {data.rejected.num_rows} rejected by their labels", flush=True)
     job.connect()
     if to_train:
-        training.is_room(config.train)
+        room.is_there(config.train)
     uri = prepare.prepare(config, data)
     summary = storage.read_json(storage.join(uri, "prepared.json"))
     kept = {s: sum(sum(by[s].values()) for by in summary["counts"]["after"].values() if s in by)
@@ -97,7 +99,7 @@ def prepare_also(config: Config) -> dict[str, str]:
 def score(config: Config, prepared: str, also: dict[str, str]) -> str:
     """Evaluate a run and write its report; URI of result.json."""
     result, explained = evaluation.evaluate(config, prepared, also)
-    run = training.run_uri(config)
+    run = workers.run_uri(config)
     montage = overview.montage(prepared, config.train.seed)
     augmented = [augment.train_transform(montage[0]["crop"], config.train.seed, epoch, 0) for epoch in range(8)]
     target = report.write(run, result, {"montage": montage, "augmented": augmented, "explained": explained})

@@ -10,7 +10,20 @@ import sys
 import job
 import stages
 
-from fer_ray import comparison, figures, labels, overview, prepare, protocols, report, storage, training, tuning
+from fer_ray import (
+    comparison,
+    figures,
+    labels,
+    overview,
+    prepare,
+    protocols,
+    report,
+    space,
+    storage,
+    training,
+    tuning,
+    workers,
+)
 from fer_ray.config import Config
 from fer_ray.manifest import EXPRESSIONS
 
@@ -37,7 +50,7 @@ def train_and_score(config: Config, views: dict[str, tuple[Config, str]], also: 
     reports = {}
     for label, (run, view) in views.items():
         stages.score(run, view, also)
-        reports[label] = storage.read_json(storage.join(training.run_uri(run), "report.json"))
+        reports[label] = storage.read_json(storage.join(workers.run_uri(run), "report.json"))
     return reports
 
 
@@ -48,7 +61,7 @@ def run_label_audit(config: Config) -> str:
     run_crossval(folds)
     prepared = job.prepared_uri(config)
     index = prepare.read_index(prepared).set_index("image")
-    predictions = protocols.pooled([training.run_uri(run) for run in runs.values()])
+    predictions = protocols.pooled([workers.run_uri(run) for run in runs.values()])
     ranked = labels.rank(predictions["expression"].tolist(), protocols.probabilities_of(predictions),
                          index.loc[predictions["image"]])
     ranked = predictions[["image", "dataset", "subject", "expression"]].iloc[ranked["position"]].reset_index(
@@ -82,7 +95,7 @@ def retrain_without(config: Config, prepared: str, suspects: set[str], before) -
         clean = dataclasses.replace(run, name=f"{run.name}-without")
         views[label] = clean, prepare.resplit(prepared, run.split, suspects)
     train_and_score(config, views, {})
-    after = protocols.pooled([training.run_uri(run) for run, _ in views.values()])
+    after = protocols.pooled([workers.run_uri(run) for run, _ in views.values()])
     return {key: {"all": protocols.scores_of(table, 0)["balanced_accuracy"],
                   "clean": protocols.scores_of(table[~table["image"].isin(suspects)], 0)["balanced_accuracy"]}
             for key, table in (("original", before), ("without", after))}
@@ -100,7 +113,7 @@ def run_crossdata(config: Config) -> str:
     for name, run in runs.items():
         stages.run_train(run)
         stages.score(run, prepared[name], {other: uri for other, uri in prepared.items() if other != name})
-        reports[name] = storage.read_json(storage.join(training.run_uri(run), "report.json"))
+        reports[name] = storage.read_json(storage.join(workers.run_uri(run), "report.json"))
     summary = {"name": config.name, **comparison.matrix(reports), **said()}
     folder = storage.absolute(storage.join(config.storage, "crossdata", config.name))
     storage.write_bytes(storage.join(folder, "crossdata.html"), report.render_matrix(summary).encode())
@@ -121,7 +134,7 @@ def run_tune(config: Config) -> str:
     Without `data.root` the prepared set must be there.
     """
     prepared = job.prepared_uri(config)
-    for t in tuning.start_trains(config):
+    for t in space.start_trains(config):
         training.start_state(t)
     if config.data.root:
         stages.run_prepare(config, to_train=True)
@@ -131,7 +144,7 @@ def run_tune(config: Config) -> str:
     best = tuning.choose(config, found)
     chosen = tuning.trial_config(config, best["number"], best["point"])
     result = storage.read_json(stages.score(chosen, prepared, {}))
-    folder = tuning.search_uri(config)
+    folder = space.search_uri(config)
     summary = tuning.summarise(config, found, best) | said() | {
         "test": {key: result[key] for key in report.HEADLINE}, "test_report": result["report"]}
     storage.write_bytes(storage.join(folder, "tune.html"), report.render_tune(summary).encode())

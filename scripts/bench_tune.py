@@ -55,7 +55,7 @@ def main() -> None:
     import job
     from bench_train import linked, subset
 
-    from fer_ray import prepare, tuning
+    from fer_ray import prepare, space, tuning
 
     begun = time.time()
     folder = tempfile.mkdtemp(prefix="bench_tune_")
@@ -80,7 +80,7 @@ def main() -> None:
             table[method, seed] = {"score": best["score"], "epochs": sum(len(t["history"]) for t in found),
                                    "trials": len(found), "seconds": time.time() - start, **best["settings"]}
             print(method, seed, table[method, seed], flush=True)
-            shutil.rmtree(tuning.search_uri(config))
+            shutil.rmtree(space.search_uri(config))
     shutil.rmtree(folder)
     print(json.dumps({"device": platform.processor() or platform.machine(), "cores": os.cpu_count(),
                       "date": date.today().isoformat(), "minutes": (time.time() - begun) / 60, **vars(options),

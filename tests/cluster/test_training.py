@@ -15,9 +15,10 @@ import torch
 from cluster.conftest import command, environment, nodes_of, ray_on
 from safetensors.torch import load, load_file
 
-from fer_ray import prepare, training
+from fer_ray import prepare, tracking, training
 from fer_ray.config import Config, DataConfig, TrainConfig
 from fer_ray.datasets import read_manifest, sample
+from fer_ray.workers import TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,23 @@ def test_one_and_two_workers_on_one_and_two_nodes_agree(tiny):
     assert_equal(nodes, two)
 
 
+def test_elastic_training_goes_on_with_the_workers_that_are_left(tiny):
+    changes = {"backbone": "timm:test_convnext", "lr": 0.05, "checkpoint_every_steps": 3}
+    with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
+        def lose_one() -> None:
+            wait_for(lambda: middle_of_epoch(run_of(tiny, "elastic"), 1))
+            cluster.remove_node(others[0], allow_graceful=False)
+
+        lost = aside.submit(lose_one)
+        elastic = train_with(tiny, "elastic", num_workers=2, min_workers=1, **changes)
+        lost.result()
+    assert [e["workers"] for e in tracking.read(str(run_of(tiny, "elastic")))] == [2, 1, 1]
+    with ray_on(2):
+        compiled = train_with(tiny, "compiled", compile=True, **changes)
+    for name in elastic:  # neither changes what is computed
+        assert torch.allclose(elastic[name], compiled[name], atol=2e-4), name
+
+
 def test_the_papers_three_backbones_run_an_epoch_from_torchvision_files_and_are_compared(tiny, tmp_path, run_job):
     import torchvision
 
@@ -209,5 +227,5 @@ def test_a_cluster_that_is_too_small_is_told_before_the_work(tiny, run_job, tmp_
 
 
 def test_a_loss_that_is_not_finite_ends_at_once_and_keeps_the_good_checkpoints(tiny, run_job, tmp_path):
-    with ray_on(2), pytest.raises(training.TrainingError, match="the loss is nan.*train.lr 1e\\+30 is too high"):
+    with ray_on(2), pytest.raises(TrainingError, match="the loss is nan.*train.lr 1e\\+30 is too high"):
         train_with(tiny, "diverged", lr=1e30)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cluster.conftest import command, environment, nodes_of, ray_on
 
-from fer_ray import prepare, storage, tracking, tuning
+from fer_ray import prepare, space, storage, tracking, tuning
 from fer_ray.config import Config, DataConfig, TrainConfig, TuneConfig
 from fer_ray.datasets import read_manifest, sample
 
@@ -37,7 +37,7 @@ def named(config: Config, name: str, points: list[dict], train: dict | None = No
     """The same search under another name, whose first points are known already."""
     changed = dataclasses.replace(config, name=name, tune=dataclasses.replace(config.tune, **tune),
                                   train=dataclasses.replace(config.train, **train or {}))
-    storage.write_json(storage.join(tuning.search_uri(changed), "points.json"), {"points": points})
+    storage.write_json(storage.join(space.search_uri(changed), "points.json"), {"points": points})
     return changed
 
 
@@ -98,7 +98,7 @@ def killed(tiny):
     Its folder, the first trial's epochs as the killed driver left them, and what the two drivers after it said.
     """
     config = named(tiny, "killed", [GOOD, GOOD, BAD], {"patience": 60}, max_epochs=60, max_concurrent=1)
-    folder = Path(tuning.search_uri(config))
+    folder = Path(space.search_uri(config))
     options = ["--storage", config.storage, "--prepared", "set", "--name", "killed", "--train.backbone",
                config.train.backbone, "--train.layers", "head", "--train.batch_size", "8", "--train.lr", "0.05",
                "--train.patience", "60", "--tune.plane", "plain", "--tune.lr", "[1e-10, 1e38]", "--tune.max_epochs",
@@ -139,7 +139,7 @@ def test_a_lost_node_costs_no_trial(tiny):
     # the head computes nothing; a node of two is lost while a trial runs on it, another is there instead
     with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
         def lose_one() -> None:
-            run, deadline = f"{tuning.search_uri(config)}/runs/001", time.time() + 100
+            run, deadline = f"{space.search_uri(config)}/runs/001", time.time() + 100
             while len(tracking.read(run)) < 2:
                 assert time.time() < deadline
                 time.sleep(0.02)

@@ -30,7 +30,10 @@ ORDER = {
     "metrics": False,
     "tracking": True,  # its callback
     "loop": True,  # through batches
+    "room": True,
+    "workers": True,
     "training": True,
+    "space": False,
     "tuning": True,
     "inference": True,
     "explanation": True,  # through prepare

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_ray import tuning
+from fer_ray import space, tuning
 from fer_ray.config import Config, ConfigError, TrainConfig, TuneConfig, check
 
 
@@ -13,15 +13,15 @@ def config_of(storage="/nowhere", train=None, **tune) -> Config:
 
 
 def test_settings_of_a_point_keep_the_effective_learning_rate():
-    found = tuning.settings({"effective_lr": 0.2, "damping": 0.05, "batch_size": 8})
+    found = space.settings({"effective_lr": 0.2, "damping": 0.05, "batch_size": 8})
     assert found == {"lr": pytest.approx(0.01), "momentum": 0.95, "batch_size": 8}
-    assert tuning.settings({"lr": 0.3, "momentum": 0.5}) == {"lr": 0.3, "momentum": 0.5}
+    assert space.settings({"lr": 0.3, "momentum": 0.5}) == {"lr": 0.3, "momentum": 0.5}
 
 
 def test_the_grid_has_the_ends_of_every_axis_and_all_choices():
     config = config_of(plane="plain", lr=[1e-4, 1e-2], momentum=[0.0, 0.9], backbones=["resnet18", "alexnet"],
                        batch_sizes=[8, 16], label_smoothing=[0.0, 0.2], weight_decay=[1e-5, 1e-3])
-    points = tuning.grid(tuning.space(config), 3)
+    points = space.grid(space.axes(config), 3)
     assert len(points) == 3 * 3 * 2 * 2 * 3 * 3
     assert sorted({p["lr"] for p in points}) == pytest.approx([1e-4, 1e-3, 1e-2])
     assert sorted({p["momentum"] for p in points}) == pytest.approx([0, 0.45, 0.9])
@@ -31,16 +31,16 @@ def test_the_grid_has_the_ends_of_every_axis_and_all_choices():
 
 
 def test_defaults_of_the_learning_rate_suit_the_backbone():
-    effective = tuning.space(config_of(train=TrainConfig(backbone="alexnet")))["effective_lr"]
+    effective = space.axes(config_of(train=TrainConfig(backbone="alexnet")))["effective_lr"]
     assert (effective.low, effective.high) == pytest.approx((1e-3, 1e-1))
-    wider = tuning.space(config_of(plane="plain", backbones=["vgg19", "resnet152"]))["lr"]
+    wider = space.axes(config_of(plane="plain", backbones=["vgg19", "resnet152"]))["lr"]
     assert (wider.low, wider.high) == pytest.approx((1e-4, 1e-1))
 
 
 def test_the_first_point_is_the_known_good_one_if_it_lies_inside(tmp_path):
-    inside = tuning.Points(config_of(tmp_path, lr=[1e-3, 1.0]))
-    assert [tuning.settings(p) for p in inside.queue] == [{"lr": pytest.approx(1e-3), "momentum": 0.9}]
-    assert tuning.Points(config_of(tmp_path, lr=[0.5, 1.0])).queue == []
+    inside = space.Queue(config_of(tmp_path, lr=[1e-3, 1.0]))
+    assert [space.settings(p) for p in inside.first] == [{"lr": pytest.approx(1e-3), "momentum": 0.9}]
+    assert space.Queue(config_of(tmp_path, lr=[0.5, 1.0])).first == []
 
 
 def results_of(search, trial: str, scores: list[float], diverged=False) -> None:
@@ -53,7 +53,7 @@ def results_of(search, trial: str, scores: list[float], diverged=False) -> None:
 def test_optuna_knows_an_early_ended_trial_as_such_and_a_diverged_one_as_the_worst(tmp_path):
     from optuna.trial import TrialState
 
-    points = tuning.Points(config_of(tmp_path, lr=[1e-3, 1.0]))
+    points = space.Queue(config_of(tmp_path, lr=[1e-3, 1.0]))
     search = tuning.searcher(points, TuneConfig(max_epochs=3))
     for name in "abc":
         assert search.suggest(name)["number"] == "abc".index(name)
@@ -72,7 +72,7 @@ def test_a_search_that_is_made_again_chooses_its_points_again_and_then_new_ones(
     config = config_of(tmp_path, searcher=searcher, num_trials=12)
 
     def suggest(session: str, count: int) -> list[dict]:
-        points = tuning.Points(config)
+        points = space.Queue(config)
         search = tuning.searcher(points, config.tune)
         chosen = []
         for i in range(count):

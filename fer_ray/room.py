@@ -1,0 +1,71 @@
+"""What a training takes of the cluster, and waiting until the cluster has it."""
+
+from __future__ import annotations
+
+import math
+
+from fer_ray.config import ConfigError, TrainConfig
+
+
+def of_worker(cluster: dict, t: TrainConfig, grows: bool = False) -> dict:
+    """Resources of one worker; `grows`: nodes are started for what is asked for.
+
+    Raises: ConfigError if the cluster cannot hold `num_workers` of them.
+    """
+    cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
+    needed, key = (t.min_workers, "train.min_workers") if t.min_workers else (t.num_workers, "train.num_workers")
+    if t.use_gpu and gpus < needed:
+        raise ConfigError(f"{key}: {needed} workers need {needed} GPUs, the cluster has {gpus:g}, and {cpus:g} CPUs; "
+                          f"start more nodes or use --{f'{key} {gpus:.0f}' if gpus >= 1 else 'train.use_gpu false'}")
+    if cpus < 0.5 * needed:
+        raise ConfigError(f"{key}: {needed} workers need at least half a CPU each, the cluster has {cpus:g} in all; "
+                          f"start more nodes or use --{key} {max(1, int(2 * cpus))}")
+    # a little must be left: for the tasks that stream, and for a search's own part of each trial; but where nodes are
+    # started, half a CPU each would crowd all workers on the first
+    return {"CPU": 1 if grows or cpus > t.num_workers else 0.5, **({"GPU": 1} if t.use_gpu else {})}
+
+
+def is_there(t: TrainConfig) -> bool:
+    """Whether the cluster holds the workers; False: an autoscaler must first start nodes for them.
+
+    Raises: ConfigError if it does not and no nodes will come.
+    """
+    import ray
+
+    try:
+        of_worker(ray.cluster_resources(), t)
+    except ConfigError:
+        if not may_grow(ray.nodes()):
+            raise
+        return False
+    return True
+
+
+def may_grow(nodes: list[dict]) -> bool:
+    """Whether an autoscaler looks after these nodes (of `ray.nodes()`): `ray up` and KubeRay write down their group."""
+    return any(node["Alive"] and "ray.io/node-group" in node.get("Labels", {}) for node in nodes)
+
+
+def wait(t: TrainConfig) -> None:
+    """Return when the cluster holds the workers; an autoscaler is asked for them. Raises: ConfigError as `is_there`."""
+    import ray.util
+
+    if is_there(t):
+        return
+    workers = t.min_workers or t.num_workers
+    print(f"train: waiting for nodes for {workers} workers of {'a GPU and a CPU' if t.use_gpu else 'a CPU'} each; "
+          "`ray status` tells what comes", flush=True)
+    wanted = ray.util.placement_group([{"CPU": 1, **({"GPU": 1} if t.use_gpu else {})}] * workers)
+    try:
+        while not wanted.wait(2):  # seconds; short, for Ctrl-C waits for it
+            pass
+    finally:
+        ray.util.remove_placement_group(wanted)  # the nodes stay until they have been idle for minutes
+
+
+def threads(t: TrainConfig, side_by_side: int) -> int:
+    """Threads of a worker: those of all that share a node must not exceed its cores."""
+    import ray
+
+    cores = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return max(1, int(min(cores) // math.ceil(t.num_workers * side_by_side / len(cores))))
