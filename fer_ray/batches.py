@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from fer_ray import augment, prepare
+from fer_ray import augment, prepare, room
 from fer_ray.manifest import EXPRESSIONS
 
 AHEAD = 3  # batches that are made while the network works
@@ -39,7 +39,7 @@ def load_refs(uri: str, index: pd.DataFrame) -> list:
     """
     import ray
 
-    load = ray.remote(load_part)
+    load = ray.remote(load_part).options(**room.of_reading())
     return [load.remote(uri, *rows) for rows in rows_by_part(index)]
 
 

@@ -6,6 +6,8 @@ import math
 
 from fer_ray.config import ConfigError, TrainConfig
 
+SLIVER = 0.01  # of each CPU, that nobody who holds it for long may take: see `of_reading`
+
 
 def of_worker(cluster: dict, t: TrainConfig, grows: bool = False) -> dict:
     """Resources of one worker; `grows`: nodes are started for what is asked for.
@@ -20,9 +22,23 @@ def of_worker(cluster: dict, t: TrainConfig, grows: bool = False) -> dict:
     if cpus < 0.5 * needed:
         raise ConfigError(f"{key}: {needed} workers need at least half a CPU each, the cluster has {cpus:g} in all; "
                           f"start more nodes or use --{key} {max(1, int(2 * cpus))}")
-    # a little must be left: for the tasks that stream, and for a search's own part of each trial; but where nodes are
-    # started, half a CPU each would crowd all workers on the first
-    return {"CPU": 1 if grows or cpus > t.num_workers else 0.5, **({"GPU": 1} if t.use_gpu else {})}
+    # a little must be left: for the tasks that stream, and for a search's own part of each trial; but half a CPU each
+    # would crowd all workers on the first of the nodes that are started, or on the last that is left
+    whole = grows or cpus > t.num_workers or 0 < t.min_workers <= cpus
+    return {"CPU": (1 if whole else 0.5) - SLIVER, **({"GPU": 1} if t.use_gpu else {})}
+
+
+def of_reading() -> dict:
+    """Options of tasks that make what workers wait for.
+
+    When a node is lost, its part is made again while workers may hold every CPU that is left, waiting for it: so these
+    tasks take nearly none. For that no more of them run at once than there are CPUs, each takes the memory of one.
+    """
+    import ray
+
+    shares = [node["Resources"]["memory"] / node["Resources"]["CPU"] for node in ray.nodes()
+              if node["Alive"] and node["Resources"].get("CPU")]
+    return {"num_cpus": SLIVER / 10, "memory": int(min(shares, default=0))}
 
 
 def is_there(t: TrainConfig) -> bool:

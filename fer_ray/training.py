@@ -84,7 +84,7 @@ def _source(prepared: str, rows, t: TrainConfig, state) -> tuple:
         import ray
 
         parts = batches.rows_by_part(rows)
-        task = ray.remote(_part_features).options(num_gpus=int(t.use_gpu))
+        task = ray.remote(_part_features).options(**room.of_reading(), num_gpus=int(t.use_gpu))
         return "features", [task.remote(state, t, max(1, (os.cpu_count() or 1) // len(parts)), prepared, *part)
                             for part in parts]
     if batches.decoded_gb(rows) <= t.cache_gb:

@@ -49,11 +49,11 @@ def search(config: Config, prepared: str, loaded: dict[str, dict] | None = None)
     loaded = loaded or load(config, prepared)
     queue = space.Queue(config)
     budget = stopper(u)
-    resources = {"CPU": 0.01}  # a nested trainer takes its own; 0 is refused
+    resources = {"CPU": room.SLIVER / 10}  # a nested trainer takes its own; 0 is refused
     if config.train.num_workers == 1:
         streamed = any(kind == "streamed" for one in loaded.values() for kind, _ in one["sources"].values())
         # streaming needs tasks of Ray Data beside the trials
-        resources = {"CPU": cpus / 2 if streamed else cpus, "GPU": int(config.train.use_gpu)}
+        resources = {"CPU": (cpus / 2 if streamed else cpus) - room.SLIVER, "GPU": int(config.train.use_gpu)}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trainable = tune.with_parameters(run_trial, config=config, loaded=loaded, prepared=prepared, cpus=cpus)
     scratch = tempfile.mkdtemp(prefix="fer_ray_tune_")  # what Tune keeps for itself

@@ -24,13 +24,13 @@ ORDER = {
     "splits": False,
     "augment": False,
     "prepare": True,
+    "room": True,
     "batches": True,
     "backbones": False,
     "checkpoints": False,
     "metrics": False,
     "tracking": True,  # its callback
     "loop": True,  # through batches
-    "room": True,
     "workers": True,
     "training": True,
     "space": False,
