@@ -32,6 +32,19 @@ def build(backbone: str, num_classes: int = len(EXPRESSIONS)) -> nn.Module:
     return model
 
 
+def load(backbone: str, state: dict[str, torch.Tensor]) -> nn.Module:
+    """The network with the weights of a state dict, which are copied. None is drawn at random before, which takes
+    AlexNet a second. Raises: RuntimeError if they are not those of this network."""
+    with torch.device("meta"):
+        model = build(backbone)
+    if {name for name, _ in model.named_buffers()} <= state.keys():
+        model = model.to_empty(device="cpu")
+    else:  # some have constants beside their weights
+        model = build(backbone)
+    model.load_state_dict(state)
+    return model
+
+
 def head(model: nn.Module, backbone: str) -> nn.Module:
     """The last layer."""
     return model.get_submodule(head_name(backbone, model))

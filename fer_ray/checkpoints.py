@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+from safetensors.torch import save_file
 
 from fer_ray import augment, backbones, storage
 from fer_ray.manifest import EXPRESSIONS
@@ -33,15 +33,13 @@ def save(folder: str, backbone: str, model: torch.nn.Module, train_state: dict, 
     `description`: `progress` (epoch, step), `at_end_of_epoch`, metrics, history, configuration, fingerprints.
     """
     path = Path(folder)
-    weights = save_safetensors({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
-    (path / "model.safetensors").write_bytes(weights)
-    sink = io.BytesIO()
-    torch.save(train_state, sink)
-    (path / "train_state.pt").write_bytes(sink.getvalue())
+    # to files and hashed from them: in memory each would be copied several times
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, path / "model.safetensors")
+    torch.save(train_state, path / "train_state.pt")
     content = {"backbone": backbone, "classes": list(EXPRESSIONS), "input_size": augment.CROP,
                "mean": augment.MEAN.tolist(), "std": augment.STD.tolist(),
-               "sha256": hashlib.sha256(weights).hexdigest(),
-               "train_state_sha256": hashlib.sha256(sink.getvalue()).hexdigest(), **description}
+               "sha256": _sha256(path / "model.safetensors"),
+               "train_state_sha256": _sha256(path / "train_state.pt"), **description}
     (path / "model.json").write_text(json.dumps(content, indent=2))
 
 
@@ -90,9 +88,7 @@ def load_weights(uri: str) -> dict[str, torch.Tensor]:
 def load_model(uri: str) -> tuple[torch.nn.Module, dict]:
     """The network in evaluation mode and its description. Raises: CheckpointError if the weights do not verify."""
     description = describe(uri)
-    model = backbones.build(description["backbone"])
-    model.load_state_dict(load_weights(uri))
-    return model.eval(), description
+    return backbones.load(description["backbone"], load_weights(uri)).eval(), description
 
 
 def load_train_state(uri: str) -> dict:
@@ -126,6 +122,11 @@ def find_latest(run: str) -> str | None:
         if _is_whole(uri):
             return uri
     return None
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _score(found: tuple[str, dict]) -> float:

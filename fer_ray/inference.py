@@ -34,8 +34,7 @@ class Predictor:
         if checkpoint:
             self.model, self.features = checkpoints.load_model(checkpoint)[0], False
         else:
-            model = backbones.build(backbone)
-            model.load_state_dict(backbones.initial_state(backbone, "imagenet", seed=0))
+            model = backbones.load(backbone, backbones.initial_state(backbone, "imagenet", seed=0))
             self.model, self.features = backbones.strip_head(model, backbone).eval(), True
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model.to(self.device, memory_format=torch.channels_last)

@@ -239,14 +239,12 @@ def _resume(c: dict, t: TrainConfig) -> tuple[torch.nn.Module, dict, dict | None
     """Model, progress and optimiser state: of the most advanced checkpoint that is whole, or of the start."""
     import ray
 
-    model = backbones.build(t.backbone)
     newest = checkpoints.find_latest(c["run"])
     if newest is None:
-        model.load_state_dict(ray.get(c["state"]))
-        return model, {"epoch": 0, "step": 0, "total": [0.0, 0.0], "best": -1.0, "best_epoch": -1, "history": []}, None
-    model.load_state_dict(checkpoints.load_weights(newest))
+        return (backbones.load(t.backbone, ray.get(c["state"])),
+                {"epoch": 0, "step": 0, "total": [0.0, 0.0], "best": -1.0, "best_epoch": -1, "history": []}, None)
     saved = checkpoints.load_train_state(newest)
-    return model, saved["progress"], saved["optimizer"]
+    return backbones.load(t.backbone, checkpoints.load_weights(newest)), saved["progress"], saved["optimizer"]
 
 
 def _open(kind: str, content, t: TrainConfig, rank: int, world: int, threads: int):

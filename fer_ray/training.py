@@ -100,8 +100,7 @@ def _part_features(state: dict, t: TrainConfig, threads: int, prepared: str, *ro
     """Inputs of the last layer for the centre crops of one part (float32 [n, D]), and labels (int64 [n])."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if t.use_gpu else "cpu")
-    model = backbones.build(t.backbone)
-    model.load_state_dict(state)
+    model = backbones.load(t.backbone, state)
     model.eval().to(device, memory_format=torch.channels_last)
     outputs, grab = [], []
     backbones.head(model, t.backbone).register_forward_pre_hook(lambda _, inputs: grab.append(inputs[0]))
