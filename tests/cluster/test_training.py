@@ -150,29 +150,28 @@ ALIKE = {"backbone": "timm:test_convnext", "lr": 0.05}
 
 
 @pytest.fixture(scope="module")
-def one(tiny):
-    """Weights of a single worker; and a compiled last layer, which has nothing to do with it but the running Ray."""
+def lone(tiny):
+    """Weights that a single worker ends with: of the whole network, and of the last layer alone, compiled and not."""
     with ray_on(2):
-        train_with(tiny, "compiled", layers="head", compile=True, **ALIKE)
-        train_with(tiny, "plain", layers="head", **ALIKE)
-        return train_with(tiny, "one", **ALIKE)
+        return {"whole": train_with(tiny, "whole", **ALIKE), "head": train_with(tiny, "head", layers="head", **ALIKE),
+                "compiled": train_with(tiny, "compiled", layers="head", compile=True, **ALIKE)}
 
 
-def test_compiling_changes_no_more_than_rounding(tiny, one):
-    compiled, plain = (final_weights(tiny, name) for name in ("compiled", "plain"))
-    assert compiled.keys() == plain.keys() == one.keys()
-    assert all(torch.allclose(compiled[name], plain[name], atol=1e-5) for name in plain)
+def test_compiling_changes_no_more_than_rounding(lone):
+    compiled, head = lone["compiled"], lone["head"]
+    assert compiled.keys() == head.keys() == lone["whole"].keys()
+    assert all(torch.allclose(compiled[name], head[name], atol=1e-5) for name in head)
 
 
-def test_one_and_two_workers_on_one_and_two_nodes_agree(tiny, one):
-    changes = ALIKE
+def test_one_and_two_workers_on_one_and_two_nodes_agree(tiny, lone):
+    one = lone["whole"]
     with ray_on(2):
-        two = train_with(tiny, "two", num_workers=2, **changes)
+        two = train_with(tiny, "two", num_workers=2, **ALIKE)
         damage_newest(run_of(tiny, "two"))
         snapshot = run_of(tiny, "two") / "checkpoint_manager_snapshot.json"
         snapshot.write_text(snapshot.read_text()[:100])  # as a crash in the middle of writing it leaves it
-        assert_equal(train_with(tiny, "two", num_workers=2, **changes), two)
-        streamed = train_with(tiny, "streamed", cache_gb=0, **changes)
+        assert_equal(train_with(tiny, "two", num_workers=2, **ALIKE), two)
+        streamed = train_with(tiny, "streamed", cache_gb=0, **ALIKE)
     for name in one:
         assert torch.allclose(one[name], two[name], atol=2e-4), name
     # a set of a single part has one order, so that making the pixels in Ray Data tasks changes nothing at all
@@ -188,13 +187,13 @@ def test_one_and_two_workers_on_one_and_two_nodes_agree(tiny, one):
             cluster.remove_node(used[0], allow_graceful=False)
 
         lost = aside.submit(lose_one)
-        nodes = train_with(tiny, "nodes", num_workers=2, checkpoint_every_steps=3, **changes)
+        nodes = train_with(tiny, "nodes", num_workers=2, checkpoint_every_steps=3, **ALIKE)
         lost.result()
     assert len(used) == 2
     assert_equal(nodes, two)
 
 
-def test_elastic_training_goes_on_with_the_workers_that_are_left(tiny, one, monkeypatch):
+def test_elastic_training_goes_on_with_the_workers_that_are_left(tiny, lone, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "8")  # then it tries fewer; a minute by itself
     with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
         def lose_one() -> None:
@@ -205,8 +204,8 @@ def test_elastic_training_goes_on_with_the_workers_that_are_left(tiny, one, monk
         elastic = train_with(tiny, "elastic", num_workers=2, min_workers=1, checkpoint_every_steps=3, **ALIKE)
         lost.result()
     assert [e["workers"] for e in tracking.read(str(run_of(tiny, "elastic")))] == [2, 1, 1]
-    for name in one:
-        assert torch.allclose(elastic[name], one[name], atol=2e-4), name
+    for name, weights in lone["whole"].items():
+        assert torch.allclose(elastic[name], weights, atol=2e-4), name
 
 
 def test_the_papers_three_backbones_run_an_epoch_from_torchvision_files_and_are_compared(tiny, tmp_path, run_job):
