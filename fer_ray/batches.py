@@ -174,7 +174,7 @@ class Streamed:
                  for w in windows if len(chosen := w[wanted[w]])]
         data = ray.data.from_items(items, override_num_blocks=len(items))
         data.context.execution_options.preserve_order = True
-        made = data.map_batches(_load_window, batch_size=1,
+        made = data.map_batches(_load_window, batch_size=1, **room.of_reading(),
                                 fn_kwargs={"uri": self.uri, "seed": self.seed, "epoch": epoch})
         pending: list[np.ndarray] = []
         arriving = (block["picture"] for block in made.iter_batches(batch_size=None, prefetch_batches=2))

@@ -187,7 +187,8 @@ def test_one_and_two_workers_on_one_and_two_nodes_agree(tiny, lone):
             cluster.remove_node(used[0], allow_graceful=False)
 
         lost = aside.submit(lose_one)
-        nodes = train_with(tiny, "nodes", num_workers=2, checkpoint_every_steps=3, **ALIKE)
+        # streamed, by tasks that find no CPU which no worker holds
+        nodes = train_with(tiny, "nodes", num_workers=2, min_workers=2, cache_gb=0, checkpoint_every_steps=3, **ALIKE)
         lost.result()
     assert len(used) == 2
     assert_equal(nodes, two)
