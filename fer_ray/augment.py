@@ -66,6 +66,6 @@ def to_tensor(images: np.ndarray, device="cpu"):
     if str(device) != "cpu":
         batch = batch.pin_memory().to(device, non_blocking=True)
     # a value for each pixel: three that are repeated on the fly take three times as long
-    mean, std = (torch.from_numpy(v * 255).repeat(CROP * CROP).to(device) for v in (MEAN, STD))
+    mean, std = (torch.from_numpy(v * 255).to(device).repeat(CROP * CROP) for v in (MEAN, STD))
     # stays channels-last in memory, which convolutions on CPU and tensor cores prefer
     return batch.flatten(1).float().sub_(mean).div_(std).view(batch.shape).permute(0, 3, 1, 2)

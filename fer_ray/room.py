@@ -6,7 +6,7 @@ import math
 
 from fer_ray.config import ConfigError, TrainConfig
 
-SLIVER = 0.01  # of each CPU, that nobody who holds it for long may take: see `of_reading`
+SLIVER = 0.01  # of each CPU, left by those who hold it for long: for `of_reading` and a search's part of each trial
 
 
 def of_worker(cluster: dict, t: TrainConfig, grows: bool = False) -> dict:
@@ -22,10 +22,8 @@ def of_worker(cluster: dict, t: TrainConfig, grows: bool = False) -> dict:
     if cpus < 0.5 * needed:
         raise ConfigError(f"{key}: {needed} workers need at least half a CPU each, the cluster has {cpus:g} in all; "
                           f"start more nodes or use --{key} {max(1, int(2 * cpus))}")
-    # a little must be left: for the tasks that stream, and for a search's own part of each trial; but half a CPU each
-    # would crowd all workers on the first of the nodes that are started, or on the last that is left
-    whole = grows or cpus > t.num_workers or 0 < t.min_workers <= cpus
-    return {"CPU": (1 if whole else 0.5) - SLIVER, **({"GPU": 1} if t.use_gpu else {})}
+    # half a CPU each would crowd all workers on the first of the nodes that are started, or on the last that is left
+    return {"CPU": (1 if grows or cpus >= needed else 0.5) - SLIVER, **({"GPU": 1} if t.use_gpu else {})}
 
 
 def of_reading() -> dict:

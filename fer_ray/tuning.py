@@ -51,9 +51,7 @@ def search(config: Config, prepared: str, loaded: dict[str, dict] | None = None)
     budget = stopper(u)
     resources = {"CPU": room.SLIVER / 10}  # a nested trainer takes its own; 0 is refused
     if config.train.num_workers == 1:
-        streamed = any(kind == "streamed" for one in loaded.values() for kind, _ in one["sources"].values())
-        # streaming needs tasks of Ray Data beside the trials
-        resources = {"CPU": (cpus / 2 if streamed else cpus) - room.SLIVER, "GPU": int(config.train.use_gpu)}
+        resources = {"CPU": cpus - room.SLIVER, "GPU": int(config.train.use_gpu)}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trainable = tune.with_parameters(run_trial, config=config, loaded=loaded, prepared=prepared, cpus=cpus)
     scratch = tempfile.mkdtemp(prefix="fer_ray_tune_")  # what Tune keeps for itself
@@ -73,7 +71,8 @@ def search(config: Config, prepared: str, loaded: dict[str, dict] | None = None)
 
 
 def load(config: Config, prepared: str) -> dict[str, dict]:
-    """What the trials share, by backbone: see `training.load`. Waits for it, since trials hold the CPUs it needs."""
+    """What the trials share, by backbone: see `training.load`. Waits for it, since trials hold the GPUs that
+    features need."""
     import ray
 
     loaded = {t.backbone: training.load(dataclasses.replace(config, train=t), prepared)
