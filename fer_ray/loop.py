@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from fer_ray import augment, backbones, batches, checkpoints, metrics, storage
+from fer_ray import augment, backbones, batches, checkpoints, metrics, storage, tracking
 from fer_ray.config import TrainConfig
 from fer_ray.manifest import EXPRESSIONS
 
@@ -50,6 +50,8 @@ def fit(c: dict, place: Place) -> None:
     torch.set_num_threads(c["threads"])
     cv2.setNumThreads(1)  # a pool for each image costs more than it gains
     model, progress, optimizer_state = _resume(c, t)
+    if rank == 0:
+        tracking.catch_up(c["run"], progress["history"], t.mlflow)
     model = model.to(device, memory_format=torch.channels_last)
     train_data, val_data = (_open(*c["sources"][split], t, rank, world, c["threads"]) for split in ("train", "val"))
     network, to_input = model, augment.to_tensor

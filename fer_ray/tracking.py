@@ -15,33 +15,40 @@ def read(run: str) -> list[dict]:
     return [json.loads(line) for line in storage.read_bytes(file).decode().splitlines()]
 
 
-def epoch_log(run: str, run_id: str, mlflow_uri: str = ""):
+def epoch_log(run: str, mlflow_uri: str = ""):
     """A callback that Ray Train calls in its controller, once a report, whatever the number of workers."""
     from ray.train import UserCallback  # not at the top: a job sets what Ray reads when it is imported
 
     class EpochLog(UserCallback):
         def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
-            log(run, run_id, metrics[0], mlflow_uri)
+            log(run, metrics[0], mlflow_uri)
 
     return EpochLog()
 
 
-def log(run: str, run_id: str, reported: dict, mlflow_uri: str = "") -> None:
+def log(run: str, reported: dict, mlflow_uri: str = "") -> None:
     """Keep what a worker reported, if it is the numbers of an epoch; within one there are none."""
     if "train_loss" in reported:
         epoch = {k: v for k, v in reported.items() if k != "score"}
-        write(run, run_id, epoch)
+        write(run, epoch)
         if mlflow_uri:
-            to_mlflow(run, run_id, epoch, mlflow_uri)
+            to_mlflow(run, epoch, mlflow_uri)
 
 
-def write(run: str, run_id: str, epoch: dict) -> None:
+def catch_up(run: str, history: list[dict], mlflow_uri: str = "") -> None:
+    """Keep the epochs of a checkpoint's history that are missing: its writer died before their numbers were kept."""
+    for epoch in history[len(read(run)) :]:
+        log(run, epoch, mlflow_uri)
+
+
+def write(run: str, epoch: dict) -> None:
     """Add the numbers of an epoch, in place of what is known of it and later ones: an epoch that is trained again
     after a failure replaces its line. TensorBoard's files carry the run's id, so that a resumed run goes on in the
     same curve.
     """
     from tensorboardX import SummaryWriter
 
+    run_id = _id(run)
     lines = [*(line for line in read(run) if line["epoch"] < epoch["epoch"]), {"run": run_id, **epoch}]
     storage.write_bytes(storage.join(run, "metrics.jsonl"),
                         "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines).encode())
@@ -53,7 +60,7 @@ def write(run: str, run_id: str, epoch: dict) -> None:
                                   epoch["epoch"])
 
 
-def to_mlflow(run: str, run_id: str, epoch: dict, uri: str) -> None:
+def to_mlflow(run: str, epoch: dict, uri: str) -> None:
     """Log an epoch to an MLflow server (extra `mlflow`); a resumed run goes on in the same MLflow run."""
     from mlflow import MlflowClient
 
@@ -61,9 +68,13 @@ def to_mlflow(run: str, run_id: str, epoch: dict, uri: str) -> None:
     if not storage.exists(file):
         experiment = client.get_experiment_by_name("fer_ray")
         number = experiment.experiment_id if experiment else client.create_experiment("fer_ray")
-        created = client.create_run(number, run_name=run.rpartition("/")[2], tags={"fer_ray.run": run_id})
+        created = client.create_run(number, run_name=run.rpartition("/")[2], tags={"fer_ray.run": _id(run)})
         storage.write_json(file, {"run_id": created.info.run_id})
     target = storage.read_json(file)["run_id"]
     for name, value in epoch.items():
         if isinstance(value, int | float) and name != "epoch":
             client.log_metric(target, name, value, step=epoch["epoch"])
+
+
+def _id(run: str) -> str:
+    return storage.read_json(storage.join(run, "run.json"))["id"]

@@ -40,11 +40,14 @@ def train(config: Config, prepared: str, side_by_side: int = 1) -> str:
 
 
 def is_done(config: Config, prepared: str) -> bool:
-    """Whether the run has nothing more to train. Raises: ConfigError if it exists with another configuration."""
+    """Whether nothing is left to train or to tell. Raises: ConfigError if the run exists with another configuration."""
     run = workers.run_uri(config)
     claim(storage.join(run, "run.json"), train_values(config.train, prepared))
     newest = checkpoints.find_latest(run)
-    return bool(newest) and loop.is_finished(checkpoints.load_train_state(newest)["progress"], config.train)
+    if newest is None:
+        return False
+    progress = checkpoints.load_train_state(newest)["progress"]
+    return loop.is_finished(progress, config.train) and len(tracking.read(run)) >= len(progress["history"])
 
 
 def load(config: Config, prepared: str) -> dict:

@@ -64,7 +64,6 @@ class LonePlace:
 
     def __init__(self, config: Config):
         self.run, self.train = run_uri(config), config.train
-        self.id = storage.read_json(storage.join(self.run, "run.json"))["id"]
         self.device = torch.device("cuda" if config.train.use_gpu else "cpu")
         # made when needed: a search sends what it tells Tune, and this with it, to the controller of a group
         self.thread: ThreadPoolExecutor | None = None
@@ -90,7 +89,7 @@ class LonePlace:
         checkpoints.move(folder, storage.join(self.run, name))
         shutil.rmtree(folder)
         checkpoints.prune(self.run, self.train.num_to_keep)
-        tracking.log(self.run, self.id, numbers, self.train.mlflow)
+        tracking.log(self.run, numbers, self.train.mlflow)
 
 
 def run_group(config: Config, loaded: dict, side_by_side: int = 1, callbacks: list | None = None) -> None:
@@ -108,7 +107,6 @@ def run_group(config: Config, loaded: dict, side_by_side: int = 1, callbacks: li
     filesystem, path = storage.resolve(run)
     storage.delete_file(storage.join(run, "diverged.json"))
     _mend_snapshot(run)
-    log = tracking.epoch_log(run, storage.read_json(storage.join(run, "run.json"))["id"], t.mlflow)
     trainer = TorchTrainer(
         fit_in_group,
         train_loop_config=given(config, loaded, room.threads(t, side_by_side)),
@@ -120,7 +118,7 @@ def run_group(config: Config, loaded: dict, side_by_side: int = 1, callbacks: li
             name=config.name, storage_path=os.path.dirname(path), storage_filesystem=filesystem,
             failure_config=FailureConfig(t.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=t.num_to_keep, checkpoint_score_attribute="score"),
-            callbacks=[log, *(callbacks or [])],
+            callbacks=[tracking.epoch_log(run, t.mlflow), *(callbacks or [])],
         ),
     )
     try:

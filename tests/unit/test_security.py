@@ -32,6 +32,7 @@ from fer_ray import (
     pixels,
     prepare,
     report,
+    storage,
     tracking,
 )
 from fer_ray.config import DataConfig, SourceConfig, TableConfig
@@ -381,7 +382,8 @@ def test_secrets_of_the_environment_are_in_nothing_that_is_written(tmp_path, mon
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOPSECRET")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "TOPSECRET")
     loaded = config.to_dict(options.load(["--storage", "s3://bucket/x", "--data.root", "$AWS_SECRET_ACCESS_KEY"]))
-    tracking.write(str(tmp_path), "id", {"epoch": 0, "train_loss": 1.0})
+    storage.write_json(str(tmp_path / "run.json"), {"id": "id"})
+    tracking.log(str(tmp_path), {"epoch": 0, "train_loss": 1.0})
     checkpoints.save(str(tmp_path), "resnet18", torch.nn.Linear(1, 1), {"progress": {}}, {"config": loaded})
     written = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
-    assert len(written) == 5 and not any(b"TOPSECRET" in content for content in written)
+    assert len(written) == 6 and not any(b"TOPSECRET" in content for content in written)
