@@ -19,6 +19,7 @@ from fer_ray import augment, prepare, room
 from fer_ray.manifest import EXPRESSIONS
 
 AHEAD = 3  # batches that are made while the network works
+PARTS_A_TASK = 32  # at least: decoding them takes about as long as the start of a process
 WINDOW_PARTS = 8  # parts that a streamed epoch shuffles together
 
 
@@ -32,15 +33,15 @@ class Crops:
     rows: np.ndarray
 
 
-def load_refs(uri: str, index: pd.DataFrame) -> list:
-    """Decode the crops of these index rows on the workers; object references to one `Crops` per file.
+def parts(make: Callable, splits: dict[str, pd.DataFrame], least: int = 1, num_gpus: int = 0) -> dict[str, list]:
+    """Object references to `make(part, rows, expressions)` for each file of each split, made on the workers by tasks
+    that take at least so many of them.
 
     Shared memory: each node holds one copy, whatever the number of workers on it.
     """
-    import ray
-
-    load = ray.remote(load_part).options(**room.of_reading())
-    return [load.remote(uri, *rows) for rows in rows_by_part(index)]
+    wanted = {split: rows_by_part(rows) for split, rows in splits.items()}
+    made = iter(room.read(make, [part for of_split in wanted.values() for part in of_split], least, num_gpus))
+    return {split: [next(made) for _ in of_split] for split, of_split in wanted.items()}
 
 
 def rows_by_part(index: pd.DataFrame) -> list[tuple[int, np.ndarray, list[str]]]:

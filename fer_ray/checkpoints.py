@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -33,13 +35,13 @@ def save(folder: str, backbone: str, model: torch.nn.Module, train_state: dict, 
     `description`: `progress` (epoch, step), `at_end_of_epoch`, metrics, history, configuration, fingerprints.
     """
     path = Path(folder)
-    # to files and hashed from them: in memory each would be copied several times
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, path / "model.safetensors")
-    torch.save(train_state, path / "train_state.pt")
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with ThreadPoolExecutor(2) as pool:  # both are large
+        weights_sha256 = pool.submit(_write, path / "model.safetensors", lambda file: save_file(weights, file))
+        state_sha256 = pool.submit(_write, path / "train_state.pt", lambda file: torch.save(train_state, file))
     content = {"backbone": backbone, "classes": list(EXPRESSIONS), "input_size": augment.CROP,
-               "mean": augment.MEAN.tolist(), "std": augment.STD.tolist(),
-               "sha256": _sha256(path / "model.safetensors"),
-               "train_state_sha256": _sha256(path / "train_state.pt"), **description}
+               "mean": augment.MEAN.tolist(), "std": augment.STD.tolist(), "sha256": weights_sha256.result(),
+               "train_state_sha256": state_sha256.result(), **description}
     (path / "model.json").write_text(json.dumps(content, indent=2))
 
 
@@ -103,12 +105,12 @@ def load_train_state(uri: str) -> dict:
 
 
 def find_best(run: str) -> str:
-    """URI of the run's checkpoint with the best validation balanced accuracy, among those that are whole.
+    """URI of the run's checkpoint with the best validation balanced accuracy, among those whose weights verify.
 
     Raises: CheckpointError if there is none.
     """
     for uri, _ in sorted((f for f in _complete(run) if f[1]["at_end_of_epoch"]), key=_score, reverse=True):
-        if _is_whole(uri):
+        if _verifies(load_weights, uri):
             return uri
     raise CheckpointError(f"{run}: no complete checkpoint; run jobs/train.py with the same name first")
 
@@ -119,12 +121,14 @@ def find_latest(run: str) -> str | None:
     Every file is verified: a checkpoint that was damaged, or half written when the run died, is passed over.
     """
     for uri, _ in sorted(_complete(run), key=_progress, reverse=True):
-        if _is_whole(uri):
+        if _verifies(load_weights, uri) and _verifies(load_train_state, uri):
             return uri
     return None
 
 
-def _sha256(file: Path) -> str:
+def _write(file: Path, write: Callable[[Path], None]) -> str:
+    """Write a file; its sha256. Hashed from the file, for in memory its content would be copied several times."""
+    write(file)
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -149,10 +153,9 @@ def _complete(run: str) -> list[tuple[str, dict]]:
     return found
 
 
-def _is_whole(uri: str) -> bool:
+def _verifies(load: Callable[[str], dict], uri: str) -> bool:
     try:
-        load_weights(uri)
-        load_train_state(uri)
+        load(uri)
     except CheckpointError:
         return False
     return True

@@ -215,7 +215,7 @@ class TrainConfig:
     use_gpu: bool = False
     """One GPU per worker (NCCL); otherwise CPU (gloo)."""
     cache_gb: float = 8.0
-    """Decoded training crops that may stay in a node's memory (GiB); a larger set is streamed in every epoch."""
+    """Decoded crops that may stay in a node's memory (GiB); a larger set is streamed in every epoch."""
     checkpoint_every_steps: int = 0
     """Checkpoints within an epoch, every so many steps; 0: only at its end."""
     num_to_keep: int = 2

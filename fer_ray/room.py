@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from fer_ray.config import ConfigError, TrainConfig
 
@@ -37,6 +38,27 @@ def of_reading() -> dict:
     shares = [node["Resources"]["memory"] / node["Resources"]["CPU"] for node in ray.nodes()
               if node["Alive"] and node["Resources"].get("CPU")]
     return {"num_cpus": SLIVER / 10, "memory": int(min(shares, default=0))}
+
+
+def read(make: Callable, items: list[tuple], least: int = 1, num_gpus: int = 0) -> list:
+    """References to `make(*item)` for each item, made by at most one task a CPU, of at least so many items each.
+
+    Not by a task an item: Ray starts processes for tasks that wait, just when the worker's own process starts.
+    """
+    import ray
+
+    count = max(1, min(len(items) // least, int(ray.cluster_resources().get("CPU", 1))))
+    task, refs = ray.remote(_each), [None] * len(items)
+    for first in range(count):
+        share = items[first::count]
+        made = task.options(**of_reading(), num_gpus=num_gpus, num_returns=len(share)).remote(make, share)
+        refs[first::count] = made if len(share) > 1 else [made]
+    return refs
+
+
+def _each(make: Callable, items: list[tuple]):
+    for item in items:
+        yield make(*item)
 
 
 def is_there(t: TrainConfig) -> bool:

@@ -12,6 +12,7 @@ import threading
 import uuid
 
 import numpy as np
+import pandas as pd
 import torch
 
 from fer_ray import augment, backbones, batches, checkpoints, loop, prepare, room, storage, tracking, workers
@@ -62,8 +63,8 @@ def load(config: Config, prepared: str) -> dict:
     if not {"train", "val"} <= set(index["split"]):
         raise ConfigError(f"{prepared}: a split by {config.split.by} without train and val has nothing to train on")
     state = ray.put(start_state(t))
-    return {"fingerprint": _fingerprint(prepared), "state": state,
-            "sources": {s: _source(prepared, index[index["split"] == s], t, state) for s in ("train", "val")}}
+    splits = {s: index[index["split"] == s] for s in ("train", "val")}
+    return {"fingerprint": _fingerprint(prepared), "state": state, "sources": _sources(prepared, splits, t, state)}
 
 
 @functools.lru_cache(maxsize=1)  # a job asks before Ray starts and again when it trains
@@ -80,30 +81,33 @@ def start_state(t: TrainConfig) -> dict[str, torch.Tensor]:
     return checkpoints.load_weights(t.weights)
 
 
-def _source(prepared: str, rows, t: TrainConfig, state) -> tuple:
-    """How workers get a split: references to its decoded crops, or to the features of those if the head alone is
+def _sources(prepared: str, splits: dict[str, pd.DataFrame], t: TrainConfig, state) -> dict[str, tuple]:
+    """How workers get each split: references to its decoded crops, or to the features of those if the head alone is
     trained, or what streaming them needs."""
     if t.layers == "head":
-        import ray
-
-        parts = batches.rows_by_part(rows)
-        task = ray.remote(_part_features).options(**room.of_reading(), num_gpus=int(t.use_gpu))
-        return "features", [task.remote(state, t, max(1, (os.cpu_count() or 1) // len(parts)), prepared, *part)
-                            for part in parts]
-    if batches.decoded_gb(rows) <= t.cache_gb:
-        return "cached", batches.load_refs(prepared, rows)
+        # as many of these tasks run as there are CPUs, if there are so many parts
+        threads = max(1, (os.cpu_count() or 1) // sum(rows["part"].nunique() for rows in splits.values()))
+        make = functools.partial(_part_features, prepared, t, state, threads)
+        refs = batches.parts(make, splits, num_gpus=int(t.use_gpu))
+        return {split: ("features", refs[split]) for split in splits}
+    gb = batches.decoded_gb(pd.concat(splits.values()))
+    if gb <= t.cache_gb:
+        refs = batches.parts(functools.partial(batches.load_part, prepared), splits, batches.PARTS_A_TASK)
+        return {split: ("cached", refs[split]) for split in splits}
     if t.sampling == "balanced":
         raise ConfigError(f"train.sampling balanced needs a set that fits into train.cache_gb {t.cache_gb:g}; this one "
-                          f"takes {batches.decoded_gb(rows):.1f} GiB; raise it or use train.class_weights")
-    return "streamed", (prepared, rows[["row", "part", "expression"]])
+                          f"takes {gb:.1f} GiB; raise it or use train.class_weights")
+    return {split: ("streamed", (prepared, rows[["row", "part", "expression"]])) for split, rows in splits.items()}
 
 
 @torch.inference_mode()
-def _part_features(state: dict, t: TrainConfig, threads: int, prepared: str, *rows) -> tuple[np.ndarray, np.ndarray]:
+def _part_features(prepared: str, t: TrainConfig, state, threads: int, *rows) -> tuple[np.ndarray, np.ndarray]:
     """Inputs of the last layer for the centre crops of one part (float32 [n, D]), and labels (int64 [n])."""
+    import ray
+
     torch.set_num_threads(threads)
     device = torch.device("cuda" if t.use_gpu else "cpu")
-    model = backbones.load(t.backbone, state)
+    model = backbones.load(t.backbone, ray.get(state))
     model.eval().to(device, memory_format=torch.channels_last)
     outputs, grab = [], []
     backbones.head(model, t.backbone).register_forward_pre_hook(lambda _, inputs: grab.append(inputs[0]))

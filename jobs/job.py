@@ -49,6 +49,9 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr, flush=True)
         sys.exit(130)  # what a shell says of a command that Ctrl-C ended
+    finally:
+        if "ray" in sys.modules:  # as the interpreter ends, Ray would first wait half a second for output
+            sys.modules["ray"].shutdown()
     print(f"result: {result}", flush=True)
 
 
