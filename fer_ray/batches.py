@@ -1,7 +1,8 @@
 """Prepared set to training batches on each worker: decoded once per node, or streamed when it is too large for that.
 
 The order of samples is a function of (seed, epoch), their pixels of (seed, epoch, row id): neither failures nor the
-number of workers change them. A source of batches has `labels`, `train_steps` and `eval_batches`.
+number of workers change them. A source of batches has `labels`, `train_steps` and `eval_batches`, and `to_input` makes
+what those give a tensor on the device.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 
 from fer_ray import augment, prepare, room
 from fer_ray.manifest import EXPRESSIONS
@@ -83,6 +85,11 @@ def decoded_gb(index: pd.DataFrame) -> float:
     return float((index["channels"].astype(int) * prepare.faces.CROP_SIDE**2).sum() / 2**30)
 
 
+def resident_bytes(crops: Crops) -> int:
+    """What `Resident` takes of the device's memory."""
+    return sum(image.shape[0] * image.shape[1] * 3 for image in crops.images)
+
+
 def epoch_order(labels: np.ndarray, seed: int, epoch: int, sampling: str = "natural") -> np.ndarray:
     """Positions of all images of an epoch, int64 [N]: a permutation, or N draws with equally frequent classes."""
     rng = np.random.default_rng((seed, epoch))
@@ -118,6 +125,8 @@ def steps_of(order: np.ndarray, batch_size: int, rank: int, world: int) -> list[
 class Cached:
     """A split in memory. Batches are made by threads while the network works."""
 
+    to_input = staticmethod(augment.to_tensor)
+
     def __init__(self, crops: Crops, seed: int, rank: int, world: int, threads: int = 1):
         self.crops, self.labels = crops, crops.labels
         self.seed, self.rank, self.world, self.threads = seed, rank, world, threads
@@ -126,10 +135,11 @@ class Cached:
         """(uint8 [n, 224, 224, 3], int64 [n]) of this rank for each step from `first` on, augmented."""
         steps = steps_of(epoch_order(self.labels, self.seed, epoch, sampling), batch_size, self.rank, self.world)
 
+        drawn = augment.draws(self.seed, epoch, self.crops.rows)
+
         def make(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            pictures = [augment.train_transform(self.crops.images[i], self.seed, epoch, int(self.crops.rows[i]))
-                        for i in positions]
-            return np.stack(pictures), self.labels[positions]
+            crops = [self.crops.images[i] for i in positions]
+            return augment.train_transform(crops, drawn[positions]), self.labels[positions]
 
         return ahead(make, steps[first:], self.threads)
 
@@ -143,8 +153,38 @@ class Cached:
         return ahead(make, [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)], self.threads)
 
 
+class Resident:
+    """A split that lies on the device, which augments it, too: on a GPU, faster than all CPUs beside it could."""
+
+    def __init__(self, crops: Crops, seed: int, rank: int, world: int, device):
+        self.pixels = torch.from_numpy(np.stack([augment.to_rgb(image) for image in crops.images])).to(device)
+        self.rows, self.labels = crops.rows, crops.labels
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
+        """((positions int64 [n], what augmentation draws [n, 5]), int64 [n]) for each step from `first` on."""
+        order = epoch_order(self.labels, self.seed, epoch, sampling)
+        drawn = augment.draws(self.seed, epoch, self.rows)
+        for positions in steps_of(order, batch_size, self.rank, self.world)[first:]:
+            yield (positions, drawn[positions]), self.labels[positions]
+
+    def eval_batches(self, batch_size: int) -> Iterator[tuple]:
+        """This rank's share, each image once; nothing is drawn."""
+        mine = np.arange(self.rank, len(self.labels), self.world)
+        for i in range(0, len(mine), batch_size):
+            yield (mine[i : i + batch_size], None), self.labels[mine[i : i + batch_size]]
+
+    def to_input(self, chosen: tuple[np.ndarray, np.ndarray | None], device) -> torch.Tensor:
+        """The normalised images of these positions."""
+        positions, drawn = chosen
+        crops = self.pixels[torch.from_numpy(positions).to(device)]
+        return augment.eval_tensor(crops) if drawn is None else augment.train_tensor(crops, drawn)
+
+
 class Streamed:
     """A split that is read and decoded anew in every epoch, by Ray Data tasks wherever CPUs are free."""
+
+    to_input = staticmethod(augment.to_tensor)
 
     def __init__(self, uri: str, index: pd.DataFrame, seed: int, rank: int, world: int):
         rows = index.sort_values("row")
@@ -190,6 +230,11 @@ class Streamed:
 class Features:
     """Features of a frozen network, computed once; batches are rows of them."""
 
+    @staticmethod
+    def to_input(features: np.ndarray, device) -> torch.Tensor:
+        """They are what the last layer takes."""
+        return torch.from_numpy(features).to(device, non_blocking=True)
+
     def __init__(self, features: np.ndarray, labels: np.ndarray, seed: int, rank: int, world: int):
         self.features, self.labels = features, labels
         self.seed, self.rank, self.world = seed, rank, world
@@ -232,8 +277,7 @@ def _load_window(batch: dict, uri: str, seed: int, epoch: int | None) -> dict:
         encoded = {}
         for part in np.unique(parts):
             encoded |= prepare.read_part(uri, int(part))
-        for row in rows:
-            crop = prepare.decode_crop(encoded[int(row)])
-            pictures.append(augment.eval_transform(crop) if epoch is None
-                            else augment.train_transform(crop, seed, epoch, int(row)))
-    return {"picture": np.stack(pictures)}
+        crops = [prepare.decode_crop(encoded[int(row)]) for row in rows]
+        pictures.append(augment.train_transform(crops, augment.draws(seed, epoch, rows)) if epoch is not None
+                        else np.stack([augment.eval_transform(crop) for crop in crops]))
+    return {"picture": np.concatenate(pictures)}

@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from fer_ray import augment, backbones, batches, checkpoints, metrics, storage, tracking
+from fer_ray import backbones, batches, checkpoints, metrics, storage, tracking
 from fer_ray.config import TrainConfig
 from fer_ray.manifest import EXPRESSIONS
 
 NUM_CLASSES = len(EXPRESSIONS)
+RESIDENT_SHARE = 0.25  # of a GPU's free memory that a split may take
 
 
 class Place(Protocol):
@@ -53,10 +54,8 @@ def fit(c: dict, place: Place) -> None:
     if rank == 0:
         tracking.catch_up(c["run"], progress["history"], t.mlflow)
     model = model.to(device, memory_format=torch.channels_last)
-    train_data, val_data = (_open(*c["sources"][split], t, rank, world, c["threads"]) for split in ("train", "val"))
-    network, to_input = model, augment.to_tensor
-    if t.layers == "head":
-        network, to_input = backbones.head(model, t.backbone), _to_device
+    train_data, val_data = (_open(*c["sources"][split], t, place, c["threads"]) for split in ("train", "val"))
+    network = backbones.head(model, t.backbone) if t.layers == "head" else model
     optimizer = sgd(network, t)
     if optimizer_state:
         optimizer.load_state_dict(optimizer_state)
@@ -76,7 +75,7 @@ def fit(c: dict, place: Place) -> None:
         steps = train_data.train_steps(epoch, t.batch_size, first, t.sampling)
         for step, (images, labels) in enumerate(clock.waits(steps), start=first):
             torch.manual_seed(hash((t.seed, epoch, step, rank)) % 2**63)  # dropout
-            loss = train_step(ddp, optimizer, to_input(images, device), _to_device(labels, device), weights,
+            loss = train_step(ddp, optimizer, train_data.to_input(images, device), _to_device(labels, device), weights,
                               batch_size / world, t, autocast)
             total += torch.stack([loss.double(), loss.new_tensor(len(labels), dtype=torch.float64)])
             if t.checkpoint_every_steps and (step + 1) % t.checkpoint_every_steps == 0:
@@ -86,7 +85,7 @@ def fit(c: dict, place: Place) -> None:
                 report(model, optimizer, progress | {"step": step + 1, "total": so_far.tolist()}, None, c, place)
         total = all_sum(total, world)
         seconds = clock.seconds()
-        val_loss, confusion = validate(network, val_data, t.batch_size, world, to_input, device, autocast)
+        val_loss, confusion = validate(network, val_data, t.batch_size, world, device, autocast)
         train_loss = float(total[0] / total[1])
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             return _diverged(c, epoch, train_loss, val_loss, rank)
@@ -133,14 +132,14 @@ def train_step(model, optimizer, images, labels, weights, share: float, t: Train
 
 
 @torch.inference_mode()
-def validate(model, data, batch_size: int, world: int, to_input, device, autocast):
+def validate(model, data, batch_size: int, world: int, device, autocast):
     """Mean loss and confusion matrix (int64 [8, 8], rows true), exact: each image counts once, on one worker."""
     model.eval()
     sums = torch.zeros(NUM_CLASSES**2 + 1, dtype=torch.float64, device=device)
     for images, labels in data.eval_batches(batch_size):
         y = _to_device(labels, device)
         with autocast:
-            logits = model(to_input(images, device))
+            logits = model(data.to_input(images, device))
         sums[0] += F.cross_entropy(logits.float(), y, reduction="sum")
         sums[1:] += torch.bincount(y * NUM_CLASSES + logits.argmax(1), minlength=NUM_CLASSES**2)
     sums = all_sum(sums, world)
@@ -249,14 +248,17 @@ def _resume(c: dict, t: TrainConfig) -> tuple[torch.nn.Module, dict, dict | None
     return backbones.load(t.backbone, checkpoints.load_weights(newest)), saved["progress"], saved["optimizer"]
 
 
-def _open(kind: str, content, t: TrainConfig, rank: int, world: int, threads: int):
+def _open(kind: str, content, t: TrainConfig, place: Place, threads: int):
     """The source of batches that `training.load` made ready, on this worker."""
     if kind == "streamed":
-        return batches.Streamed(*content, t.seed, rank, world)
+        return batches.Streamed(*content, t.seed, place.rank, place.world)
     if kind == "features":
-        return batches.Features(*batches.get_features(content), t.seed, rank, world)
+        return batches.Features(*batches.get_features(content), t.seed, place.rank, place.world)
+    crops = batches.get(content)
+    if t.use_gpu and batches.resident_bytes(crops) < torch.cuda.mem_get_info(place.device)[0] * RESIDENT_SHARE:
+        return batches.Resident(crops, t.seed, place.rank, place.world, place.device)
     # a thread keeps ahead of a CPU; a GPU needs all that its worker has
-    return batches.Cached(batches.get(content), t.seed, rank, world, threads if t.use_gpu else 1)
+    return batches.Cached(crops, t.seed, place.rank, place.world, threads if t.use_gpu else 1)
 
 
 def _to_device(values, device) -> torch.Tensor:

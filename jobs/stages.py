@@ -6,6 +6,7 @@ import dataclasses
 import io
 
 import job
+import numpy as np
 import pandas as pd
 
 from fer_ray import (
@@ -101,7 +102,8 @@ def score(config: Config, prepared: str, also: dict[str, str]) -> str:
     result, explained = evaluation.evaluate(config, prepared, also)
     run = workers.run_uri(config)
     montage = overview.montage(prepared, config.train.seed)
-    augmented = [augment.train_transform(montage[0]["crop"], config.train.seed, epoch, 0) for epoch in range(8)]
+    drawn = np.stack([augment.draws(config.train.seed, epoch, np.zeros(1, int))[0] for epoch in range(8)])
+    augmented = list(augment.train_transform([montage[0]["crop"]] * len(drawn), drawn))
     target = report.write(run, result, {"montage": montage, "augmented": augmented, "explained": explained})
     print(f"{config.name}\n{metrics.per_class_table(result['metrics'])}\nreport: {run}/report.html", flush=True)
     return target

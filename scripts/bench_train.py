@@ -28,13 +28,14 @@ EPOCHS = 3  # the first one warms up
 
 
 def subset(prepared: str, folder: str, images: int) -> str:
-    """A prepared set with `images` training images of another and few of the rest."""
+    """A prepared set with `images` training images of another (some repeated, if it has fewer) and few of the rest."""
     import pandas as pd
 
     from fer_ray import prepare
 
     index = prepare.read_index(prepared)
-    train = index[index["split"] == "train"].sample(images, random_state=0)
+    train = index[index["split"] == "train"]
+    train = train.sample(images, replace=images > len(train), random_state=0)
     rest = index[index["split"] != "train"].groupby("split").head(32)
     return linked(prepared, folder, pd.concat([train, rest]).sort_values("row"))
 

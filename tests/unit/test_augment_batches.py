@@ -1,26 +1,42 @@
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from fer_ray import augment, batches
 
 CROP = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
 
 
+def transformed(crop: np.ndarray, seed: int, epoch: int, rows) -> np.ndarray:
+    rows = np.array(rows)
+    return augment.train_transform([crop] * len(rows), augment.draws(seed, epoch, rows))
+
+
 def test_same_seed_epoch_and_row_give_the_same_pixels_and_others_do_not():
-    first = augment.train_transform(CROP, 1, 2, 3)
-    assert first.shape == (224, 224, 3) and first.dtype == np.uint8
-    assert (first == augment.train_transform(CROP, 1, 2, 3)).all()
-    for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
-        assert (first != augment.train_transform(CROP, *other)).any()
+    first = transformed(CROP, 1, 2, [3])
+    assert first.shape == (1, 224, 224, 3) and first.dtype == np.uint8
+    assert (first == transformed(CROP, 1, 2, [70, 3, 5])[1]).all()
+    for seed, epoch, row in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
+        assert (first != transformed(CROP, seed, epoch, [row])).any()
 
 
 def test_flip_and_grayscale_happen_as_often_as_the_paper_says():
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None], 256, 0)[..., None] * np.array([1, 0, 0], np.uint8)
-    made = [augment.train_transform(ramp, 0, 0, row) for row in range(800)]
+    made = transformed(ramp, 0, 0, range(800))
     gray = [m[..., 0].mean() == m[..., 2].mean() for m in made]
     flipped = [m[112, 0].max() > m[112, -1].max() for m in made]
     assert np.mean(gray) == pytest.approx(0.1, abs=0.04)
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.06)
+
+
+def test_crop_and_rotation_are_as_far_as_the_paper_says():
+    columns = np.repeat(np.arange(256, dtype=np.uint8)[None], 256, 0)
+    made = transformed(columns, 0, 0, range(400))[..., 0].astype(int)
+    where = np.minimum(made[:, 112, 112], 255 - made[:, 112, 112])  # 112 + left, or mirrored
+    tilt = np.rad2deg(np.arctan((made[:, 212, 112] - made[:, 12, 112]) / 200))
+    assert where.min() >= 111 and where.max() <= 144 and len(np.unique(made[:, 112, 112])) > 25
+    assert np.abs(tilt).max() <= 1.3 and np.abs(tilt).max() > 0.7 and abs(tilt.mean()) < 0.15
 
 
 def test_grey_crops_become_three_channels_and_evaluation_takes_the_centre():
@@ -67,6 +83,22 @@ def test_threads_and_a_later_start_change_no_pixel():
     halves = [list(batches.Cached(crops(23), 5, rank, 2).train_steps(2, 4, 0, "natural")) for rank in (0, 1)]
     for step, (pictures, labels) in enumerate(whole):
         assert (halves[0][step][0] == pictures[::2]).all() and (halves[1][step][1] == labels[1::2]).all()
+
+
+def test_a_split_on_the_device_gives_what_one_in_memory_gives():
+    rng = np.random.default_rng(1)
+    faces = [cv2.GaussianBlur(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8), (0, 0), 3) for _ in range(40)]
+    faces = batches.Crops([cv2.normalize(f, None, 0, 255, cv2.NORM_MINMAX) for f in faces], np.arange(40) % 8,
+                          np.arange(40) * 3)
+    faces.images[7] = faces.images[7][..., 0]
+    memory, device = batches.Cached(faces, 5, 1, 2), batches.Resident(faces, 5, 1, 2, "cpu")
+    for one, two in ((memory.train_steps(2, 16, 1, "natural"), device.train_steps(2, 16, 1, "natural")),
+                     (memory.eval_batches(16), device.eval_batches(16))):
+        for (images, labels), (chosen, others) in zip(one, two, strict=True):
+            a, b = memory.to_input(images, "cpu"), device.to_input(chosen, "cpu")
+            assert (labels == others).all() and a.shape == b.shape and a.stride() == b.stride()
+            levels = (a - b).abs() * 255 * torch.tensor(augment.STD).view(3, 1, 1)
+            assert levels.max() < 3 and levels.mean() < 0.35  # of 255
 
 
 def test_balanced_sampling_draws_all_classes_alike():
