@@ -129,7 +129,7 @@ def searcher(queue: space.Queue, u: TuneConfig):
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
             # OptunaSearch would pass the score of an early ended trial off as that of a full one
-            if result and result[EPOCHS] < u.max_epochs and not result["diverged"]:
+            if result and not result["finished"]:
                 self._ot_study.tell(self._ot_trials[trial_id], state=TrialState.PRUNED)
                 self._completed_trials.add(trial_id)
             else:
@@ -207,7 +207,7 @@ def journal(config: Config, budget):
         def on_trial_complete(self, iteration, trials, trial, **info) -> None:
             number, result = trial.config["number"], trial.last_result
             run = storage.join(space.search_uri(config), "runs", f"{number:03d}")
-            if result.get(EPOCHS, 0) < config.tune.max_epochs and not (result["diverged"] or budget.stop_all()):
+            if not (result["finished"] or budget.stop_all()):
                 print(f"trial {number:03d}  ended after {result[EPOCHS]} epochs", flush=True)
                 storage.write_json(storage.join(run, "ended.json"), {EPOCHS: result[EPOCHS]})
 
@@ -261,7 +261,7 @@ class TrialPlace(workers.LonePlace):
 
     def __init__(self, config: Config, history: list[dict]):
         super().__init__(config)
-        self.epochs, self.best = 0, 0.0
+        self.epochs, self.best, self.best_epoch = 0, -1.0, -1
         for numbers in history:
             self.tell(numbers)
 
@@ -280,15 +280,19 @@ class TrialPlace(workers.LonePlace):
 
     def said(self, numbers: dict) -> dict:
         """What Tune goes by after an epoch."""
-        self.epochs, self.best = numbers["epoch"] + 1, max(self.best, numbers["val_balanced_accuracy"])
-        return {EPOCHS: self.epochs, SCORE: self.best, "val_balanced_accuracy": numbers["val_balanced_accuracy"],
+        self.epochs, score = numbers["epoch"] + 1, numbers["val_balanced_accuracy"]
+        if score > self.best:
+            self.best, self.best_epoch = score, numbers["epoch"]
+        finished = loop.is_finished({"epoch": self.epochs, "best_epoch": self.best_epoch}, self.train)
+        return {EPOCHS: self.epochs, SCORE: self.best, "val_balanced_accuracy": score, "finished": finished,
                 "diverged": False}
 
     def tell_worst(self) -> None:
         """A loss that is no number: schedulers compare it with none, so they are told the worst score there is."""
         from ray import tune
 
-        tune.report({EPOCHS: self.epochs + 1, SCORE: 0.0, "val_balanced_accuracy": 0.0, "diverged": True})
+        tune.report({EPOCHS: self.epochs + 1, SCORE: 0.0, "val_balanced_accuracy": 0.0, "finished": True,
+                     "diverged": True})
 
     def callback(self):
         """The same for a trainer with several workers, whose controller is another process."""

@@ -77,6 +77,8 @@ def test_hopeless_trials_end_early_and_diverged_ones_are_the_worst_under_every_s
             assert tuning.choose(config, found)["number"] == 0, name
             assert found[2]["state"] == "diverged" and epochs_of(found)[0] == 4, name
         assert epochs_of(found)[:2] == [4, 4]
+        found = search(named(tiny, "patience", [BAD], {"patience": 1}, scheduler="none", num_trials=1))
+        assert found[0]["state"] == "finished" and epochs_of(found) == [2]
         found = search(named(tiny, "budget", [GOOD, GOOD, GOOD], budget_epochs=6))
         assert sum(epochs_of(found)) == 6 and found[-1]["state"] == "unfinished"
 

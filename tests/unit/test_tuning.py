@@ -43,11 +43,11 @@ def test_the_first_point_is_the_known_good_one_if_it_lies_inside(tmp_path):
     assert space.Queue(config_of(tmp_path, lr=[0.5, 1.0])).first == []
 
 
-def results_of(search, trial: str, scores: list[float], diverged=False) -> None:
-    said = [{"epochs": n, "score": s, "diverged": False, "training_iteration": 1} for n, s in enumerate(scores, 1)]
+def results_of(search, trial: str, scores: list[float], finished: bool) -> None:
+    said = [{"epochs": n, "score": s, "training_iteration": 1} for n, s in enumerate(scores, 1)]
     for one in said:
         search.on_trial_result(trial, one)
-    search.on_trial_complete(trial, said[-1] | {"diverged": diverged})
+    search.on_trial_complete(trial, said[-1] | {"finished": finished})
 
 
 def test_optuna_knows_an_early_ended_trial_as_such_and_a_diverged_one_as_the_worst(tmp_path):
@@ -58,9 +58,9 @@ def test_optuna_knows_an_early_ended_trial_as_such_and_a_diverged_one_as_the_wor
     for name in "abc":
         assert search.suggest(name)["number"] == "abc".index(name)
     assert search.suggest("a") == {"number": 0, "point": points.chosen[0]}  # asked again, it is the same
-    results_of(search, "a", [0.2, 0.3, 0.4])
-    results_of(search, "b", [0.1])
-    results_of(search, "c", [0.0], diverged=True)
+    results_of(search, "a", [0.2, 0.3, 0.4], finished=True)
+    results_of(search, "b", [0.1], finished=False)
+    results_of(search, "c", [0.0], finished=True)
     full, ended, diverged = search._ot_study.trials
     assert (full.state, full.value) == (TrialState.COMPLETE, 0.4)
     assert ended.state == TrialState.PRUNED and ended.intermediate_values == {1: 0.1}
@@ -77,7 +77,7 @@ def test_a_search_that_is_made_again_chooses_its_points_again_and_then_new_ones(
         chosen = []
         for i in range(count):
             chosen.append(search.suggest(f"{session}{i}")["point"])
-            results_of(search, f"{session}{i}", [0.1 + i / 100] * config.tune.max_epochs)
+            results_of(search, f"{session}{i}", [0.1 + i / 100] * config.tune.max_epochs, finished=True)
         return chosen
 
     first, again = suggest("first", 6), suggest("again", 9)
