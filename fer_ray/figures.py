@@ -36,17 +36,12 @@ def crops_figure(montage: list[dict]):
     from matplotlib.figure import Figure
 
     names = [e for e in EXPRESSIONS if any(m["expression"] == e for m in montage)]
-    columns = max(sum(m["expression"] == e for m in montage) for e in names)
-    figure = Figure(figsize=(0.95 * columns + 0.9, 0.95 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), columns, squeeze=False)
-    for row, name in zip(axes, names, strict=True):
-        chosen = [m for m in montage if m["expression"] == name]
-        for axis, m in zip(row, chosen, strict=False):
-            axis.imshow(m["crop"][::2, ::2], cmap="gray", vmin=0, vmax=255)
-        for axis in row:
-            axis.set_xticks([]), axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    rows = [[m["crop"][::2, ::2] for m in montage if m["expression"] == e] for e in names]
+    figure = Figure(figsize=(0.95 * max(map(len, rows)) + 1.2, 0.95 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    side = _tiles(axis, rows)
+    axis.set_yticks(np.arange(len(rows)) * side + side / 2, names)
+    axis.tick_params(left=False)
     return figure
 
 
@@ -55,10 +50,21 @@ def row_figure(images: list[np.ndarray]):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.1 * len(images), 1.2), layout="constrained")
-    for axis, picture in zip(figure.subplots(1, len(images), squeeze=False)[0], images, strict=True):
-        axis.imshow(picture)
-        axis.axis("off")
+    _tiles(figure.subplots(), [images])
     return figure
+
+
+def _tiles(axis, rows: list[list[np.ndarray]], gap: int = 8) -> int:
+    """Show rows of uint8 [S, S(, 3)] images as one picture (an axis each takes long); S and the gap, in px."""
+    side = rows[0][0].shape[0] + gap
+    picture = np.full((side * len(rows), side * max(map(len, rows)), 3), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            picture[y * side : (y + 1) * side - gap, x * side : (x + 1) * side - gap] = np.atleast_3d(image)
+    axis.imshow(picture)
+    axis.set_xticks([]), axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+    return side
 
 
 def bars_figure(counts: dict):
