@@ -21,7 +21,8 @@ from fer_ray import augment, prepare, room
 from fer_ray.manifest import EXPRESSIONS
 
 AHEAD = 3  # batches that are made while the network works
-PARTS_A_TASK = 32  # at least: decoding them takes about as long as the start of a process
+# rows that take about as long as the start of a process: fewer are not worth a task of their own
+LEAST_DECODED, LEAST_FORWARD = 4000, 100
 WINDOW_PARTS = 8  # parts that a streamed epoch shuffles together
 
 
@@ -35,14 +36,13 @@ class Crops:
     rows: np.ndarray
 
 
-def parts(make: Callable, splits: dict[str, pd.DataFrame], least: int = 1, num_gpus: int = 0) -> dict[str, list]:
-    """Object references to `make(part, rows, expressions)` for each file of each split, made on the workers by tasks
-    that take at least so many of them.
+def parts(make: Callable, splits: dict[str, pd.DataFrame], tasks: int, **options) -> dict[str, list]:
+    """Object references to `make(part, rows, expressions)` for each file of each split, by tasks with these options.
 
     Shared memory: each node holds one copy, whatever the number of workers on it.
     """
     wanted = {split: rows_by_part(rows) for split, rows in splits.items()}
-    made = iter(room.read(make, [part for of_split in wanted.values() for part in of_split], least, num_gpus))
+    made = iter(room.share(make, [part for of_split in wanted.values() for part in of_split], tasks, **options))
     return {split: [next(made) for _ in of_split] for split, of_split in wanted.items()}
 
 

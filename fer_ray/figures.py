@@ -16,17 +16,15 @@ STATES = {"finished": "o", "ended": "x", "diverged": "v", "unfinished": "s"}  # 
 MOMENTA = (0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
-def summary_png(result: dict, montage: list[dict]) -> bytes:
-    """The main figures side by side as one PNG: crops, curves, recall, confusion matrix."""
+def beside_each_other(pictures: list[bytes]) -> bytes:
+    """Four PNG files as one."""
     import matplotlib.image as image
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.2), layout="constrained")
-    panels = [crops_figure(montage), curves_figure(result["history"]), recall_figure(result["metrics"]),
-              confusion_figure(result["metrics"]["confusion"])]
-    axes = figure.subplots(1, len(panels), width_ratios=[1.3, 1.2, 1.2, 1])
-    for axis, panel in zip(axes, panels, strict=True):
-        axis.imshow(image.imread(io.BytesIO(png(panel))))
+    axes = figure.subplots(1, len(pictures), width_ratios=[1.3, 1.2, 1.2, 1])
+    for axis, picture in zip(axes, pictures, strict=True):
+        axis.imshow(image.imread(io.BytesIO(picture)))
         axis.axis("off")
     return png(figure)
 
@@ -404,6 +402,6 @@ def png(figure) -> bytes:
     return sink.getvalue()
 
 
-def data_uri(figure) -> str:
-    """A figure as a picture inside the page."""
-    return "data:image/png;base64," + base64.b64encode(png(figure)).decode()
+def data_uri(picture: bytes) -> str:
+    """A PNG file as a picture inside the page."""
+    return "data:image/png;base64," + base64.b64encode(picture).decode()

@@ -1,8 +1,9 @@
-"""Images in, probabilities out (Ray Data). Evaluation uses this same path."""
+"""Crops or photographs in, probabilities out, by one `Predictor` for both."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from fer_ray import augment, backbones, checkpoints, manifest, pixels, prepare, storage
+from fer_ray import augment, backbones, batches, checkpoints, manifest, pixels, prepare, room, storage
 from fer_ray.config import Config, FacesConfig
 from fer_ray.manifest import EXPRESSIONS
 
@@ -26,7 +27,7 @@ _PREDICTED = pa.schema([("image", pa.string()), ("expression", pa.string()),
 
 
 class Predictor:
-    """A network on one process: crops in, class probabilities or features out. Ray Data keeps one per actor."""
+    """A network on one process: crops in, class probabilities or features out."""
 
     def __init__(self, checkpoint: str = "", backbone: str = "", threads: int = 1):
         """`checkpoint`: gives softmax probabilities [N, 8]. Else the frozen ImageNet features [N, D] of `backbone`."""
@@ -45,25 +46,34 @@ class Predictor:
         outputs = self.model(augment.to_tensor(np.stack([augment.eval_transform(c) for c in crops]), self.device))
         return (outputs if self.features else outputs.softmax(1)).float().cpu().numpy()
 
-    def __call__(self, batch: dict) -> dict:
-        outputs = self.predict([prepare.decode_crop(c) for c in batch["crop"]])
-        return {"row": batch["row"], "output": outputs}
-
 
 def predict(prepared: str, index: pd.DataFrame, batch_size: int, checkpoint: str = "", backbone: str = "",
             use_gpu: bool = False) -> np.ndarray:
-    """Outputs of a `Predictor` for these index rows of a prepared set; float32 [N, 8 or D], in their order."""
-    import ray
-    import ray.data
+    """Outputs of a `Predictor` for these index rows of a prepared set; float32 [N, 8 or D], in their order.
 
-    parts = [{"part": int(p), "rows": rows["row"].tolist()} for p, rows in index.groupby("part")]
-    found = (ray.data.from_items(parts)
-             .map_batches(_read_crops, fn_kwargs={"prepared": prepared}, batch_size=1)
-             .map_batches(Predictor, batch_size=batch_size, **_one_actor(use_gpu, checkpoint=checkpoint,
-                                                                        backbone=backbone))
-             .take_all())
-    outputs = {int(r["row"]): r["output"] for r in found}
-    return np.stack([outputs[r] for r in index["row"]])
+    By plain tasks, which find processes that have imported all and hold the network: actors would start anew.
+    """
+    import ray
+
+    tasks = room.tasks(len(index), batches.LEAST_FORWARD)
+    content = checkpoints.describe(checkpoint)["sha256"] if checkpoint else ""
+    make = functools.partial(_predict_part, prepared, batch_size, tasks, checkpoint, backbone, content)
+    refs = batches.parts(make, {"all": index}, tasks, num_cpus=1, num_gpus=int(use_gpu))["all"]
+    rows = np.concatenate([rows for _, rows, _ in batches.rows_by_part(index)])
+    return np.concatenate(ray.get(refs))[pd.Index(rows).get_indexer(index["row"])]
+
+
+def _predict_part(prepared: str, batch_size: int, tasks: int, checkpoint: str, backbone: str, content: str,
+                  *rows) -> np.ndarray:
+    predictor = _predictor(checkpoint, backbone, content, max(1, (os.cpu_count() or 1) // tasks))
+    crops = batches.load_part(prepared, *rows).images
+    return np.concatenate([predictor.predict(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size)])
+
+
+@functools.lru_cache(maxsize=1)  # a task scores many parts, and the same process the next set
+def _predictor(checkpoint: str, backbone: str, content: str, threads: int) -> Predictor:
+    """`content`: sha256 of the weights, which a run that was made again keeps elsewhere under the same name."""
+    return Predictor(checkpoint, backbone, threads)
 
 
 def predict_images(config: Config, checkpoint: str, images: list[tuple[str, str | None]]) -> str:
@@ -96,7 +106,7 @@ def predict_images(config: Config, checkpoint: str, images: list[tuple[str, str 
         (ray.data.from_items(missing, override_num_blocks=len(missing))
          .map_batches(_crop_part, fn_kwargs={"config": config.faces}, batch_size=1, batch_format="pyarrow")
          .map_batches(PartPredictor, batch_size=1, batch_format="pyarrow",
-                      **_one_actor(config.train.use_gpu, checkpoint=checkpoint))
+                      **_one_actor(config.train.use_gpu, checkpoint))
          .take_all())
     found = [pd.DataFrame([{"image": i, "reason": r} for i, r in images if r], columns=["image", "reason"]),
              *(manifest.read_parquet(io.BytesIO(storage.read_bytes(part["uri"]))).to_pandas() for part in parts)]
@@ -138,8 +148,8 @@ def _crop_part(batch: pa.Table, config: FacesConfig) -> pa.Table:
     return pa.Table.from_pylist(done, schema=_CROPPED)
 
 
-def _one_actor(use_gpu: bool, **arguments) -> dict:
-    """Options of `map_batches` for one actor that is made with `arguments` and the threads of its node."""
+def _one_actor(use_gpu: bool, checkpoint: str) -> dict:
+    """Options of `map_batches` for one actor with this network and the threads of its node."""
     import ray
     import ray.data
 
@@ -147,13 +157,4 @@ def _one_actor(use_gpu: bool, **arguments) -> dict:
     cpus = 0.5 if ray.cluster_resources().get("CPU", 2) < 2 else 1
     return {"num_cpus": cpus, "num_gpus": int(use_gpu), "compute": ray.data.ActorPoolStrategy(size=1),
             "max_restarts": 0,  # a restart warns on the terminal
-            "fn_constructor_kwargs": {**arguments, "threads": os.cpu_count() or 1}}
-
-
-def _read_crops(batch: dict, prepared: str) -> dict:
-    found = []
-    for part, rows in zip(batch["part"], batch["rows"], strict=True):
-        encoded = prepare.read_part(prepared, int(part))
-        found += [(int(r), encoded[int(r)]) for r in rows]
-    numbers, crops = zip(*found, strict=True)
-    return {"row": np.array(numbers), "crop": np.array(crops, object)}
+            "fn_constructor_kwargs": {"checkpoint": checkpoint, "threads": os.cpu_count() or 1}}

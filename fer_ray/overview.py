@@ -25,13 +25,13 @@ def write(prepared: str, name: str) -> str:
     wanted = {image for chosen in pairs.values() for pair in chosen for image in pair}
     crops = prepare.read_crops(prepared, index[index["image"].isin(wanted)])
     titles = index.set_index("image").apply(lambda r: f"{r['expression']}, {r['split']}", axis=1)
-    pictures = {kind: figures.data_uri(figures.pairs_figure([[(crops[i], titles[i]) for i in pair] for pair in chosen]))
-                if chosen else None for kind, chosen in pairs.items()}
-    pictures["crops"] = figures.data_uri(figures.crops_figure(montage(prepared, summary["config"]["split"]["seed"])))
-    pictures["bars"] = figures.data_uri(figures.bars_figure(summary["counts"]["after"]))
-    pictures["sizes"] = figures.data_uri(figures.sizes_figure(index))
-    examples = _rejected_examples(rejected)
-    pictures["rejected"] = figures.data_uri(figures.examples_figure(examples)) if examples else None
+    pictures = {kind: report.picture(figures.pairs_figure, [[(crops[i], titles[i]) for i in pair] for pair in chosen])
+                for kind, chosen in pairs.items()}
+    shown = montage(prepared, summary["config"]["split"]["seed"])
+    pictures |= {"crops": report.picture(figures.crops_figure, shown),
+                 "bars": report.picture(figures.bars_figure, summary["counts"]["after"]),
+                 "sizes": figures.data_uri(figures.png(figures.sizes_figure(index))),
+                 "rejected": report.picture(figures.examples_figure, _rejected_examples(rejected))}
     page = report.render_prepared(name, summary, index, leaks.head(20).to_dict("records"), pictures)
     target = storage.join(prepared, "prepare.html")
     storage.write_bytes(target, page.encode())

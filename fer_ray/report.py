@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fer_ray import figures, metrics, storage
@@ -9,6 +11,7 @@ from fer_ray.manifest import EXPRESSIONS
 
 HEADLINE = ("balanced_accuracy", "balanced_accuracy_ci95", "accuracy", "macro_f1", "test_images")
 IN_REPORT_ONLY = ("calibration", "groups", "also", "explained", "labels")
+SUMMARY = ("crops", "curves", "recall", "confusion")
 GROUPS_SHOWN = 12
 
 
@@ -16,9 +19,9 @@ def write(folder: str, result: dict, shown: dict) -> str:
     """Write `report.html`, `report.json` (every number of the page), `summary.png` and, last, the short `result.json`
     to a folder; URI of `result.json`. `result`, `shown`: see `render`.
     """
-    page = storage.join(folder, "report.html")
-    storage.write_bytes(page, render(result, shown).encode())
-    storage.write_bytes(storage.join(folder, "summary.png"), figures.summary_png(result, shown["montage"]))
+    page, drawn = storage.join(folder, "report.html"), draw(result, shown)
+    storage.write_bytes(page, render(result, shown, drawn).encode())
+    storage.write_bytes(storage.join(folder, "summary.png"), figures.beside_each_other([drawn[k] for k in SUMMARY]))
     numbers = result | {"report": page, "explained": _without_pixels(shown["explained"])}
     storage.write_json(storage.join(folder, "report.json"), numbers)
     target = storage.join(folder, "result.json")
@@ -27,27 +30,34 @@ def write(folder: str, result: dict, shown: dict) -> str:
     return target
 
 
-def render(result: dict, shown: dict) -> str:
+def draw(result: dict, shown: dict) -> dict[str, bytes | None]:
+    """The pictures of a test split as PNG files; None where there is nothing to show. Arguments: see `render`."""
+    wanted = {"crops": (figures.crops_figure, shown["montage"]),
+              "augmented": (figures.row_figure, shown["augmented"]),
+              "bars": (figures.bars_figure, result["counts"]["after"]),
+              "curves": (figures.curves_figure, result["history"]),
+              "recall": (figures.recall_figure, result["metrics"]),
+              "confusion": (figures.confusion_figure, result["metrics"]["confusion"]),
+              "reliability": (figures.reliability_figure, result["calibration"])}
+    return {name: figures.png(figure(content)) if content else None for name, (figure, content) in wanted.items()}
+
+
+def render(result: dict, shown: dict, drawn: dict[str, bytes | None]) -> str:
     """The report as one HTML page without external requests.
 
     Args:
         result: what `evaluation.evaluate` describes.
         shown: the pictures: `montage` (dicts of `crop`, uint8 [H, W(, 3)], `expression`, `split`), `augmented` (uint8
             [224, 224, 3] images of one crop), `explained` (see `evaluation.evaluate`); each may be empty.
+        drawn: of `draw`.
     """
-    pictures = {"crops": _picture(figures.crops_figure, shown["montage"]),
-                "augmented": _picture(figures.row_figure, shown["augmented"]),
-                "bars": _picture(figures.bars_figure, result["counts"]["after"]),
-                "curves": _picture(figures.curves_figure, result["history"]),
-                "recall": _picture(figures.recall_figure, result["metrics"]),
-                "confusion": _picture(figures.confusion_figure, result["metrics"]["confusion"]),
-                "reliability": _picture(figures.reliability_figure, result["calibration"])}
-    explained = {name: {"mistakes": _picture(figures.heat_figure, one.get("mistakes")),
-                        "typical": _picture(figures.heat_figure, one.get("typical")),
-                        "lookalikes": _picture(figures.lookalikes_figure, one.get("lookalikes"))}
+    pictures = {name: png and figures.data_uri(png) for name, png in drawn.items()}
+    explained = {name: {"mistakes": picture(figures.heat_figure, one.get("mistakes")),
+                        "typical": picture(figures.heat_figure, one.get("typical")),
+                        "lookalikes": picture(figures.lookalikes_figure, one.get("lookalikes"))}
                  for name, one in shown["explained"].items()}
-    also = {a["name"]: {"recall": _picture(figures.recall_figure, a["metrics"]),
-                        "confusion": _picture(figures.confusion_figure, a["metrics"]["confusion"])}
+    also = {a["name"]: {"recall": picture(figures.recall_figure, a["metrics"]),
+                        "confusion": picture(figures.confusion_figure, a["metrics"]["confusion"])}
             for a in result["also"] if a["metrics"]}
     return _page("report.html.j2", r=result, m=result["metrics"], pictures=pictures, explained=explained, also=also,
                  leaking=is_leaking(result), cautions=metrics.cautions(result["metrics"]),
@@ -64,10 +74,10 @@ def render_prepared(name: str, summary: dict, index, leaks: list[dict], pictures
 def render_protocol(summary: dict) -> str:
     """The page of several runs, see `protocols.summarise`."""
     rows = [row | {"leaking": is_leaking(row)} for row in summary["runs"]]
-    pictures = {"runs": _picture(figures.runs_figure, rows)}
+    pictures = {"runs": picture(figures.runs_figure, rows)}
     if summary["pooled"]:
-        pictures |= {"recall": _picture(figures.recall_figure, summary["pooled"]),
-                     "confusion": _picture(figures.confusion_figure, summary["pooled"]["confusion"])}
+        pictures |= {"recall": picture(figures.recall_figure, summary["pooled"]),
+                     "confusion": picture(figures.confusion_figure, summary["pooled"]["confusion"])}
     return _page("protocol.html.j2", s=summary, rows=rows, pictures=pictures, config=_flatten(summary["config"]),
                  also=list(rows[0]["also"]))
 
@@ -75,13 +85,13 @@ def render_protocol(summary: dict) -> str:
 def render_labels(summary: dict, sheets: dict[str, list[dict]]) -> str:
     """The page of a label audit. `sheets`: for each class dicts of `crop` and `title`, the most doubtful first."""
     return _page("labels.html.j2", s=summary,
-                 sheets={e: _picture(figures.sheet_figure, shown) for e, shown in sheets.items() if shown})
+                 sheets={e: picture(figures.sheet_figure, shown) for e, shown in sheets.items() if shown})
 
 
 def render_matrix(summary: dict) -> str:
     """The page of networks tested on each other's data sets: `names`, `scores`, `classes`, `left_out` [N][N]."""
-    picture = figures.matrix_figure(summary["names"], summary["scores"], summary["classes"])
-    return _page("matrix.html.j2", s=summary, picture=figures.data_uri(picture))
+    shown = figures.png(figures.matrix_figure(summary["names"], summary["scores"], summary["classes"]))
+    return _page("matrix.html.j2", s=summary, picture=figures.data_uri(shown))
 
 
 def render_tune(summary: dict) -> str:
@@ -89,9 +99,9 @@ def render_tune(summary: dict) -> str:
     shown = [t for t in summary["trials"] if t["history"]]
     return _page("tune.html.j2", s=summary, ranked=sorted(summary["trials"], key=lambda t: -t["score"]),
                  states={state: sum(t["state"] == state for t in summary["trials"]) for state in figures.STATES},
-                 pictures={"plane": _picture(figures.plane_figure, shown),
-                           "rungs": figures.data_uri(figures.rungs_figure(shown, summary["rungs"])),
-                           "cost": figures.data_uri(figures.cost_figure(summary))},
+                 pictures={"plane": picture(figures.plane_figure, shown),
+                           "rungs": figures.data_uri(figures.png(figures.rungs_figure(shown, summary["rungs"]))),
+                           "cost": figures.data_uri(figures.png(figures.cost_figure(summary)))},
                  config=_flatten({"tune": summary["tune"], "train": summary["train"]}))
 
 
@@ -100,8 +110,9 @@ def is_leaking(summary: dict) -> bool:
     return summary["split"] in ("image", "sequence") or any(summary["leaks"].values())
 
 
-def _picture(figure, content) -> str | None:
-    return figures.data_uri(figure(content)) if content else None
+def picture(figure: Callable, content) -> str | None:
+    """`figure(content)` inside the page; None if there is no content."""
+    return figures.data_uri(figures.png(figure(content))) if content else None
 
 
 def _page(template: str, **content) -> str:

@@ -40,19 +40,25 @@ def of_reading() -> dict:
     return {"num_cpus": SLIVER / 10, "memory": int(min(shares, default=0))}
 
 
-def read(make: Callable, items: list[tuple], least: int = 1, num_gpus: int = 0) -> list:
-    """References to `make(*item)` for each item, made by at most one task a CPU, of at least so many items each.
+def tasks(rows: int, least: int) -> int:
+    """Into how many tasks work on so many rows is cut: one a CPU of the cluster, of at least so many rows each."""
+    import ray
+
+    return max(1, min(rows // least, int(ray.cluster_resources().get("CPU", 1))))
+
+
+def share(make: Callable, items: list[tuple], count: int, **options) -> list:
+    """References to `make(*item)` for each item, made by `count` tasks with these options of Ray.
 
     Not by a task an item: Ray starts processes for tasks that wait, just when the worker's own process starts.
     """
     import ray
 
-    count = max(1, min(len(items) // least, int(ray.cluster_resources().get("CPU", 1))))
-    task, refs = ray.remote(_each), [None] * len(items)
+    task, refs, count = ray.remote(_each), [None] * len(items), min(count, len(items))
     for first in range(count):
-        share = items[first::count]
-        made = task.options(**of_reading(), num_gpus=num_gpus, num_returns=len(share)).remote(make, share)
-        refs[first::count] = made if len(share) > 1 else [made]
+        own = items[first::count]
+        made = task.options(num_returns=len(own), **options).remote(make, own)
+        refs[first::count] = made if len(own) > 1 else [made]
     return refs
 
 

@@ -84,15 +84,16 @@ def start_state(t: TrainConfig) -> dict[str, torch.Tensor]:
 def _sources(prepared: str, splits: dict[str, pd.DataFrame], t: TrainConfig, state) -> dict[str, tuple]:
     """How workers get each split: references to its decoded crops, or to the features of those if the head alone is
     trained, or what streaming them needs."""
+    every = pd.concat(splits.values())
     if t.layers == "head":
-        # as many of these tasks run as there are CPUs, if there are so many parts
-        threads = max(1, (os.cpu_count() or 1) // sum(rows["part"].nunique() for rows in splits.values()))
-        make = functools.partial(_part_features, prepared, t, state, threads)
-        refs = batches.parts(make, splits, num_gpus=int(t.use_gpu))
+        tasks = room.tasks(len(every), batches.LEAST_FORWARD)
+        make = functools.partial(_part_features, prepared, t, state, tasks)
+        refs = batches.parts(make, splits, tasks, **room.of_reading(), num_gpus=int(t.use_gpu))
         return {split: ("features", refs[split]) for split in splits}
-    gb = batches.decoded_gb(pd.concat(splits.values()))
+    gb = batches.decoded_gb(every)
     if gb <= t.cache_gb:
-        refs = batches.parts(functools.partial(batches.load_part, prepared), splits, batches.PARTS_A_TASK)
+        tasks = room.tasks(len(every), batches.LEAST_DECODED)
+        refs = batches.parts(functools.partial(batches.load_part, prepared), splits, tasks, **room.of_reading())
         return {split: ("cached", refs[split]) for split in splits}
     if t.sampling == "balanced":
         raise ConfigError(f"train.sampling balanced needs a set that fits into train.cache_gb {t.cache_gb:g}; this one "
@@ -101,11 +102,11 @@ def _sources(prepared: str, splits: dict[str, pd.DataFrame], t: TrainConfig, sta
 
 
 @torch.inference_mode()
-def _part_features(prepared: str, t: TrainConfig, state, threads: int, *rows) -> tuple[np.ndarray, np.ndarray]:
+def _part_features(prepared: str, t: TrainConfig, state, tasks: int, *rows) -> tuple[np.ndarray, np.ndarray]:
     """Inputs of the last layer for the centre crops of one part (float32 [n, D]), and labels (int64 [n])."""
     import ray
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // tasks))
     device = torch.device("cuda" if t.use_gpu else "cpu")
     model = backbones.load(t.backbone, ray.get(state))
     model.eval().to(device, memory_format=torch.channels_last)

@@ -46,6 +46,7 @@ def test_last_line_names_a_result_that_is_whole(ran):
     assert 0 <= result["balanced_accuracy"] <= 1 and 0 <= result["accuracy"] <= 1 and 0 <= result["macro_f1"] <= 1
     assert result["split"] == "subject" and result["leaks"]["subject"] == 0 and result["leaks"]["sequence"] == 0
     assert Path(result["report"]).read_text().startswith("<!doctype html>")
+    assert (root / "out/runs/tiny/summary.png").read_bytes().startswith(b"\x89PNG")
     assert (Path(result["checkpoint"]) / "model.safetensors").is_file()
     predictions = pd.read_csv(root / "out/runs/tiny/predictions.csv")
     assert len(predictions) == result["test_images"] == sum(map(sum, result["metrics"]["confusion"]))

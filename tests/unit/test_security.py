@@ -209,7 +209,8 @@ def test_pages_show_names_and_do_not_run_them():
               "train": {"backbone": EVIL, "weights": EVIL, "lr": 1, "momentum": 0, "batch_size": 1, "epochs_run": 1},
               "versions": {EVIL: EVIL}, "checkpoint": EVIL, "fingerprint": EVIL, "history": [], "also": [],
               "groups": {EVIL: [group]}, "labels": None, "calibration": None}
-    page = report.render(result, {"montage": [], "augmented": [], "explained": {}})
+    shown = {"montage": [], "augmented": [], "explained": {}}
+    page = report.render(result, shown, report.draw(result, shown))
     index = pd.DataFrame({"subject": [EVIL], "face_found": [True]})
     prepared = report.render_prepared(EVIL, result | {"folds": 0, "config": {"faces": {"detector": EVIL}}}, index,
                                       result["leak_examples"], dict.fromkeys(PICTURES))
