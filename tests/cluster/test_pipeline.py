@@ -14,8 +14,7 @@ from cluster.conftest import command, environment
 
 from fer_ray.datasets.sample import write_sample
 
-TRAIN = ["--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8",
-         "--train.num_workers", "2"]
+TRAIN = ["--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8"]
 SOURCES = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]']
 
 
