@@ -12,7 +12,8 @@ from fer_ray.datasets.sample import write_sample
 
 OPTIONS = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}]', "--evaluate.also",
            '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "timm:test_resnet",
-           "--train.weights", "none", "--train.epochs", "1", "--train.batch_size", "16", "--protocol.repeats", "3", "--name", "tiny"]
+           "--train.weights", "none", "--train.epochs", "1", "--train.batch_size", "16", "--protocol.repeats", "3",
+           "--name", "tiny"]
 PAGES = ["runs/tiny-fold0/report.html", "crossval/tiny/crossval.html", "labels/tiny/labels.html",
          "prepared/tiny/prepare.html"]
 
