@@ -255,10 +255,15 @@ def _open(kind: str, content, t: TrainConfig, place: Place, threads: int):
     if kind == "features":
         return batches.Features(*batches.get_features(content), t.seed, place.rank, place.world)
     crops = batches.get(content)
-    if t.use_gpu and batches.resident_bytes(crops) < torch.cuda.mem_get_info(place.device)[0] * RESIDENT_SHARE:
+    if batches.resident_bytes(crops) < RESIDENT_SHARE * _free_bytes(place.device):
         return batches.Resident(crops, t.seed, place.rank, place.world, place.device)
     # a thread keeps ahead of a CPU; a GPU needs all that its worker has
     return batches.Cached(crops, t.seed, place.rank, place.world, threads if t.use_gpu else 1)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nothing holds; 0 on CPUs, where crops lie in Ray's shared memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def _to_device(values, device) -> torch.Tensor:

@@ -71,11 +71,9 @@ def connect(**options) -> None:
     os.environ.update({k: settings[k] for k in QUIET if k != "PYTHONPATH"})
     import ray
 
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":  # a Ray for this job alone: nobody looks at its dashboard, which takes time to start
-        options["include_dashboard"] = False
-    ray.init(address=address, logging_level="error", log_to_driver=False, ignore_reinit_error=True,
-             runtime_env={"env_vars": settings}, **options)
+    # with its dashboard: Ray asks it whether a trial's trainer has ended, before it frees what that held
+    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="error", log_to_driver=False,
+             ignore_reinit_error=True, runtime_env={"env_vars": settings}, **options)
     import ray.data
     import ray.train
 

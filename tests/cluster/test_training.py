@@ -15,10 +15,10 @@ import torch
 from cluster.conftest import command, environment, nodes_of, ray_on
 from safetensors.torch import load, load_file
 
-from fer_ray import prepare, tracking, training
+from fer_ray import loop, prepare, tracking, training
 from fer_ray.config import Config, DataConfig, TrainConfig
 from fer_ray.datasets import read_manifest, sample
-from fer_ray.workers import TrainingError
+from fer_ray.workers import LonePlace, TrainingError, given
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,21 @@ def test_compiling_changes_no_more_than_rounding(lone):
     compiled, head = lone["compiled"], lone["head"]
     assert compiled.keys() == head.keys() == lone["whole"].keys()
     assert all(torch.allclose(compiled[name], head[name], atol=1e-5) for name in head)
+
+
+def test_crops_that_lie_on_the_device_train_alike(tiny, lone, monkeypatch):
+    monkeypatch.setattr(loop, "_free_bytes", lambda device: 2**40)  # as a GPU has; here the device is the CPU
+    config = dataclasses.replace(tiny, name="resident", train=dataclasses.replace(tiny.train, **ALIKE))
+    prepared = f"{tiny.storage}/prepared/set"
+    with ray_on(2):
+        assert not training.is_done(config, prepared)
+        place = LonePlace(config)
+        loop.fit(given(config, training.load(config, prepared), threads=2), place)
+        place.finish()
+    for name, weights in final_weights(config, "resident").items():
+        assert torch.allclose(weights, lone["whole"][name], atol=5e-3), name
+    losses = [[e["train_loss"] for e in tracking.read(str(run_of(tiny, run)))] for run in ("resident", "whole")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3) and losses[0] != losses[1]
 
 
 def test_one_and_two_workers_on_one_and_two_nodes_agree(tiny, lone):
