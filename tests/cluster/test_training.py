@@ -182,9 +182,9 @@ def test_crops_that_lie_on_the_device_train_alike(tiny, lone, monkeypatch):
         loop.fit(given(config, training.load(config, prepared), threads=2), place)
         place.finish()
     for name, weights in final_weights(config, "resident").items():
-        assert torch.allclose(weights, lone["whole"][name], atol=5e-3), name
+        assert torch.allclose(weights, lone["whole"][name], atol=0.03), name  # whole grey levels, enlarged by training
     losses = [[e["train_loss"] for e in tracking.read(str(run_of(tiny, run)))] for run in ("resident", "whole")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3) and losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=5e-3) and losses[0] != losses[1], losses
 
 
 def test_one_and_two_workers_on_one_and_two_nodes_agree(tiny, lone):
