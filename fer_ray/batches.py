@@ -122,6 +122,17 @@ def steps_of(order: np.ndarray, batch_size: int, rank: int, world: int) -> list[
     return [order[s * batch_size + rank : (s + 1) * batch_size : world] for s in range(steps)]
 
 
+def eval_steps(number: int, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+    """The positions of a rank's share of so many images, one array a batch: each image once, on one rank."""
+    mine = np.arange(rank, number, world)
+    return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+
+
+def to_device(values: np.ndarray, device) -> torch.Tensor:
+    """Without waiting until it is there."""
+    return torch.from_numpy(values).to(device, non_blocking=True)
+
+
 class Cached:
     """A split in memory. Batches are made by threads while the network works."""
 
@@ -134,7 +145,6 @@ class Cached:
     def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
         """(uint8 [n, 224, 224, 3], int64 [n]) of this rank for each step from `first` on, augmented."""
         steps = steps_of(epoch_order(self.labels, self.seed, epoch, sampling), batch_size, self.rank, self.world)
-
         drawn = augment.draws(self.seed, epoch, self.crops.rows)
 
         def make(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,12 +155,10 @@ class Cached:
 
     def eval_batches(self, batch_size: int) -> Iterator[tuple]:
         """The same for the centre crops of this rank's share: each image once, on one rank."""
-        mine = np.arange(self.rank, len(self.labels), self.world)
-
         def make(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.stack([augment.eval_transform(self.crops.images[i]) for i in positions]), self.labels[positions]
 
-        return ahead(make, [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)], self.threads)
+        return ahead(make, eval_steps(len(self.labels), batch_size, self.rank, self.world), self.threads)
 
 
 class Resident:
@@ -170,9 +178,8 @@ class Resident:
 
     def eval_batches(self, batch_size: int) -> Iterator[tuple]:
         """This rank's share, each image once; nothing is drawn."""
-        mine = np.arange(self.rank, len(self.labels), self.world)
-        for i in range(0, len(mine), batch_size):
-            yield (mine[i : i + batch_size], None), self.labels[mine[i : i + batch_size]]
+        for positions in eval_steps(len(self.labels), batch_size, self.rank, self.world):
+            yield (positions, None), self.labels[positions]
 
     def to_input(self, chosen: tuple[np.ndarray, np.ndarray | None], device) -> torch.Tensor:
         """The normalised images of these positions."""
@@ -200,9 +207,8 @@ class Streamed:
 
     def eval_batches(self, batch_size: int) -> Iterator[tuple]:
         """As `Cached.eval_batches`."""
-        mine = np.arange(self.rank, len(self.labels), self.world)
         windows = np.array_split(np.arange(len(self.labels)), max(1, len(np.unique(self.parts)) // WINDOW_PARTS))
-        yield from self._stream(windows, [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)], None)
+        yield from self._stream(windows, eval_steps(len(self.labels), batch_size, self.rank, self.world), None)
 
     def _stream(self, windows: list[np.ndarray], steps: list[np.ndarray], epoch: int | None) -> Iterator[tuple]:
         import ray.data
@@ -230,10 +236,7 @@ class Streamed:
 class Features:
     """Features of a frozen network, computed once; batches are rows of them."""
 
-    @staticmethod
-    def to_input(features: np.ndarray, device) -> torch.Tensor:
-        """They are what the last layer takes."""
-        return torch.from_numpy(features).to(device, non_blocking=True)
+    to_input = staticmethod(to_device)  # they are what the last layer takes
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, seed: int, rank: int, world: int):
         self.features, self.labels = features, labels
@@ -247,9 +250,8 @@ class Features:
 
     def eval_batches(self, batch_size: int) -> Iterator[tuple]:
         """This rank's share, each row once."""
-        mine = np.arange(self.rank, len(self.labels), self.world)
-        for i in range(0, len(mine), batch_size):
-            yield self.features[mine[i : i + batch_size]], self.labels[mine[i : i + batch_size]]
+        for positions in eval_steps(len(self.labels), batch_size, self.rank, self.world):
+            yield self.features[positions], self.labels[positions]
 
 
 def ahead(make: Callable, items: list, threads: int) -> Iterator:

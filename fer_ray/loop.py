@@ -75,8 +75,8 @@ def fit(c: dict, place: Place) -> None:
         steps = train_data.train_steps(epoch, t.batch_size, first, t.sampling)
         for step, (images, labels) in enumerate(clock.waits(steps), start=first):
             torch.manual_seed(hash((t.seed, epoch, step, rank)) % 2**63)  # dropout
-            loss = train_step(ddp, optimizer, train_data.to_input(images, device), _to_device(labels, device), weights,
-                              batch_size / world, t, autocast)
+            loss = train_step(ddp, optimizer, train_data.to_input(images, device), batches.to_device(labels, device),
+                              weights, batch_size / world, t, autocast)
             total += torch.stack([loss.double(), loss.new_tensor(len(labels), dtype=torch.float64)])
             if t.checkpoint_every_steps and (step + 1) % t.checkpoint_every_steps == 0:
                 so_far = all_sum(total, world)
@@ -137,7 +137,7 @@ def validate(model, data, batch_size: int, world: int, device, autocast):
     model.eval()
     sums = torch.zeros(NUM_CLASSES**2 + 1, dtype=torch.float64, device=device)
     for images, labels in data.eval_batches(batch_size):
-        y = _to_device(labels, device)
+        y = batches.to_device(labels, device)
         with autocast:
             logits = model(data.to_input(images, device))
         sums[0] += F.cross_entropy(logits.float(), y, reduction="sum")
@@ -264,10 +264,6 @@ def _open(kind: str, content, t: TrainConfig, place: Place, threads: int):
 def _free_bytes(device: torch.device) -> int:
     """Memory of a GPU that nothing holds; 0 on CPUs, where crops lie in Ray's shared memory."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-
-
-def _to_device(values, device) -> torch.Tensor:
-    return torch.from_numpy(values).to(device, non_blocking=True)
 
 
 def _diverged(c: dict, epoch: int, train_loss: float, val_loss: float, rank: int) -> None:
