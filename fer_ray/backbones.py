@@ -13,13 +13,14 @@ from torch import nn
 
 from fer_ray import storage
 from fer_ray.config import ConfigError
+from fer_ray.errors import UserError
 from fer_ray.manifest import EXPRESSIONS
 
 LITE0 = "efficientnet_lite0"
 TIMM = "timm:"
 
 
-class WeightsError(RuntimeError):
+class WeightsError(UserError):
     """Pre-trained weights cannot be had; the message names the file and where to put it."""
 
 

@@ -11,14 +11,17 @@ import collections
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 
 from fer_ray import augment, prepare, room
 from fer_ray.manifest import EXPRESSIONS
+
+if TYPE_CHECKING:
+    import torch
 
 AHEAD = 3  # batches that are made while the network works
 # rows that take about as long as the start of a process: fewer are not worth a task of their own
@@ -130,6 +133,8 @@ def eval_steps(number: int, batch_size: int, rank: int, world: int) -> list[np.n
 
 def to_device(values: np.ndarray, device) -> torch.Tensor:
     """Without waiting until it is there."""
+    import torch
+
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
@@ -165,7 +170,7 @@ class Resident:
     """A split that lies on the device, which augments it, too: on a GPU, faster than all CPUs beside it could."""
 
     def __init__(self, crops: Crops, seed: int, rank: int, world: int, device):
-        self.pixels = torch.from_numpy(np.stack([augment.to_rgb(image) for image in crops.images])).to(device)
+        self.pixels = to_device(np.stack([augment.to_rgb(image) for image in crops.images]), device)
         self.rows, self.labels = crops.rows, crops.labels
         self.seed, self.rank, self.world = seed, rank, world
 
@@ -184,7 +189,7 @@ class Resident:
     def to_input(self, chosen: tuple[np.ndarray, np.ndarray | None], device) -> torch.Tensor:
         """The normalised images of these positions."""
         positions, drawn = chosen
-        crops = self.pixels[torch.from_numpy(positions).to(device)]
+        crops = self.pixels[to_device(positions, device)]
         return augment.eval_tensor(crops) if drawn is None else augment.train_tensor(crops, drawn)
 
 

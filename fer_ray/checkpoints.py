@@ -13,19 +13,20 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save_file
-
-from fer_ray import augment, backbones, storage
+from fer_ray import augment, storage
+from fer_ray.config import TrainConfig
+from fer_ray.errors import UserError
 from fer_ray.manifest import EXPRESSIONS
+
+if TYPE_CHECKING:
+    import torch
 
 FILES = ("model.safetensors", "train_state.pt", "model.json")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """No usable checkpoint; the message names the folder and what is wrong with it."""
 
 
@@ -34,6 +35,9 @@ def save(folder: str, backbone: str, model: torch.nn.Module, train_state: dict, 
 
     `description`: `progress` (epoch, step), `at_end_of_epoch`, metrics, history, configuration, fingerprints.
     """
+    import torch
+    from safetensors.torch import save_file
+
     path = Path(folder)
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with ThreadPoolExecutor(2) as pool:  # both are large
@@ -75,33 +79,47 @@ def describe(uri: str) -> dict:
 
 def load_weights(uri: str) -> dict[str, torch.Tensor]:
     """The state dict. Raises: CheckpointError if it does not verify."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        weights = storage.read_bytes(storage.join(uri, "model.safetensors"))
-    except OSError as error:
-        raise CheckpointError(f"{uri}/model.safetensors: cannot be read ({error})") from None
-    if hashlib.sha256(weights).hexdigest() != describe(uri)["sha256"]:
-        raise CheckpointError(f"{uri}/model.safetensors: sha256 differs from model.json; the file is damaged")
-    try:
-        return load_safetensors(weights)
+        return load(_verified(uri, "model.safetensors", "sha256"))
     except SafetensorError as error:
         raise CheckpointError(f"{uri}/model.safetensors: not in this format ({error})") from None
 
 
 def load_model(uri: str) -> tuple[torch.nn.Module, dict]:
     """The network in evaluation mode and its description. Raises: CheckpointError if the weights do not verify."""
+    from fer_ray import backbones
+
     description = describe(uri)
     return backbones.load(description["backbone"], load_weights(uri)).eval(), description
 
 
+def start_state(t: TrainConfig) -> dict[str, torch.Tensor]:
+    """State dict that training starts from: ImageNet's, random, a file's, or that of one of our own checkpoints.
+
+    Raises: backbones.WeightsError; CheckpointError.
+    """
+    from fer_ray import backbones
+
+    if not storage.exists(storage.join(t.weights, "model.json")):
+        return backbones.initial_state(t.backbone, t.weights, t.seed)
+    other = describe(t.weights)["backbone"]
+    if other != t.backbone:
+        raise backbones.WeightsError(f"train.weights {t.weights}: is a checkpoint of {other}, not of {t.backbone}")
+    return load_weights(t.weights)
+
+
 def load_train_state(uri: str) -> dict:
     """Optimiser and progress, without unpickling code. Raises: CheckpointError if the file is damaged."""
+    import torch
+
+    content = _verified(uri, "train_state.pt", "train_state_sha256")
     try:
-        content = storage.read_bytes(storage.join(uri, "train_state.pt"))
-        if hashlib.sha256(content).hexdigest() != describe(uri)["train_state_sha256"]:
-            raise ValueError("sha256 differs from model.json")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{uri}/train_state.pt: damaged ({error})") from None
+    except (RuntimeError, pickle.UnpicklingError):  # torch's own message tells how to run what is in there
+        raise CheckpointError(f"{uri}/train_state.pt: not in this format, or holds more than tensors") from None
 
 
 def find_best(run: str) -> str:
@@ -110,7 +128,7 @@ def find_best(run: str) -> str:
     Raises: CheckpointError if there is none.
     """
     for uri, _ in sorted((f for f in _complete(run) if f[1]["at_end_of_epoch"]), key=_score, reverse=True):
-        if _verifies(load_weights, uri):
+        if _verifies(uri, "model.safetensors", "sha256"):
             return uri
     raise CheckpointError(f"{run}: no complete checkpoint; run jobs/train.py with the same name first")
 
@@ -121,7 +139,7 @@ def find_latest(run: str) -> str | None:
     Every file is verified: a checkpoint that was damaged, or half written when the run died, is passed over.
     """
     for uri, _ in sorted(_complete(run), key=_progress, reverse=True):
-        if _verifies(load_weights, uri) and _verifies(load_train_state, uri):
+        if _verifies(uri, "model.safetensors", "sha256") and _verifies(uri, "train_state.pt", "train_state_sha256"):
             return uri
     return None
 
@@ -153,9 +171,20 @@ def _complete(run: str) -> list[tuple[str, dict]]:
     return found
 
 
-def _verifies(load: Callable[[str], dict], uri: str) -> bool:
+def _verified(uri: str, name: str, key: str) -> bytes:
+    """The content of a file whose sha256 `model.json` knows under this key. Raises: CheckpointError."""
     try:
-        load(uri)
+        content = storage.read_bytes(storage.join(uri, name))
+    except OSError as error:
+        raise CheckpointError(f"{uri}/{name}: cannot be read ({error})") from None
+    if hashlib.sha256(content).hexdigest() != describe(uri)[key]:
+        raise CheckpointError(f"{uri}/{name}: sha256 differs from model.json; the file is damaged")
+    return content
+
+
+def _verifies(uri: str, name: str, key: str) -> bool:
+    try:
+        _verified(uri, name, key)
     except CheckpointError:
         return False
     return True

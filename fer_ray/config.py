@@ -9,12 +9,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fer_ray.errors import UserError
+
 Kind = Literal["auto", "ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet", "folder", "table",
                "sample"]
 BACKBONES = ("alexnet", "vgg19", "resnet152", "resnet50", "resnet18", "efficientnet_lite0")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The configuration is wrong; the message names key, value and what would be right."""
 
 

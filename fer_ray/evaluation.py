@@ -13,11 +13,9 @@ import numpy as np
 import pandas as pd
 
 from fer_ray import (
-    backbones,
     batches,
     checkpoints,
     duplicates,
-    explanation,
     inference,
     metrics,
     prepare,
@@ -131,7 +129,6 @@ def floor(config: Config, prepared: str, index: pd.DataFrame, backbone: str) -> 
 @functools.lru_cache(maxsize=1)  # the folds of a set share them
 def _frozen_features(prepared: str, backbone: str, batch_size: int, use_gpu: bool) -> tuple[pd.Index, np.ndarray]:
     """Row numbers and ImageNet features, float32 [N, D], of every image of a prepared set."""
-    backbones.initial_state(backbone, "imagenet", seed=0)  # fails here, with its reason, rather than in an actor
     index = prepare.read_index(prepared)
     return pd.Index(index["row"]), inference.predict(prepared, index, batch_size, backbone=backbone, use_gpu=use_gpu)
 
@@ -174,8 +171,14 @@ def _explain(config: Config, prepared: str, checkpoint: str, rows: pd.DataFrame,
     """On a worker: the machine that submits a job need not hold the network."""
     import ray
 
-    task = ray.remote(explanation.explain).options(num_cpus=1)
-    return ray.get(task.remote(prepared, checkpoint, explanation.choose(rows, probabilities), config.split.seed))
+    task = ray.remote(_explain_here).options(num_cpus=1)
+    return ray.get(task.remote(prepared, checkpoint, rows, probabilities, config.split.seed))
+
+
+def _explain_here(*given) -> dict:
+    from fer_ray import explanation
+
+    return explanation.explain(*given)
 
 
 def _write_predictions(run: str, name: str, rows: pd.DataFrame, probabilities: np.ndarray) -> None:

@@ -33,22 +33,23 @@ def choose(rows: pd.DataFrame, probabilities: np.ndarray) -> dict[str, pd.DataFr
             "confused": wrong[pair.isin(worst)].groupby(["expression", "guess"]).head(QUERIES)}
 
 
-def explain(prepared: str, checkpoint: str, chosen: dict[str, pd.DataFrame], seed: int) -> dict[str, list[dict]]:
-    """Pictures of what `choose` chose; made where this is called, best on a worker.
+def explain(prepared: str, checkpoint: str, rows: pd.DataFrame, probabilities: np.ndarray,
+            seed: int) -> dict[str, list[dict]]:
+    """Pictures of what `choose` chooses of these index rows; made where this is called, best on a worker.
 
     Returns: `mistakes` and `typical`: dicts of `image`, `expression`, `guess`, `probability`, `crop` (uint8 [224, 224,
     3]), `heat` (float32 [224, 224], 0..1, or None for a network without feature maps). `lookalikes`: dicts of `image`,
     `expression`, `guess`, `nearest` (the training image of the guessed class nearest to it), `distance`, `crop`,
     `nearest_crop`.
     """
+    chosen = choose(rows, probabilities)
     model, description = checkpoints.load_model(checkpoint)
     shown = {}
     for kind in ("mistakes", "typical"):
-        rows = chosen[kind]
-        crops = _crops(prepared, rows)
-        heat = heat_maps(model, crops, [EXPRESSIONS.index(g) for g in rows["guess"]])
+        crops = _crops(prepared, chosen[kind])
+        heat = heat_maps(model, crops, [EXPRESSIONS.index(g) for g in chosen[kind]["guess"]])
         shown[kind] = [_told(row) | {"crop": crop, "heat": h}
-                       for row, crop, h in zip(rows.to_dict("records"), crops, heat, strict=True)]
+                       for row, crop, h in zip(chosen[kind].to_dict("records"), crops, heat, strict=True)]
     train = prepare.read_index(prepared)
     train = train[train["split"] == "train"]
     head = backbones.head(model, description["backbone"])

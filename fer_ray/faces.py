@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from fer_ray.config import FacesConfig
+from fer_ray.errors import UserError
 
 CROP_SIDE = 256
 COARSE_SIDE = 112  # px; a face of at least a fifth of the picture is still above the cascade's 24 px
@@ -18,7 +19,7 @@ SMALLEST_SIDE = 96  # px; a face that fills a smaller image is below the cascade
 Box = tuple[int, int, int, int]
 
 
-class DetectorError(ValueError):
+class DetectorError(UserError):
     """The face detector cannot be had; the message names its file."""
 
 

@@ -1,4 +1,4 @@
-"""Crops or photographs in, probabilities out, by one `Predictor` for both."""
+"""Prepared sets or photographs in, probabilities or features out, by workers with a `predictor.Predictor` each."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from fer_ray import augment, backbones, batches, checkpoints, manifest, pixels, prepare, room, storage
+from fer_ray import batches, checkpoints, manifest, pixels, prepare, room, storage
 from fer_ray.config import Config, FacesConfig
 from fer_ray.manifest import EXPRESSIONS
 
@@ -26,54 +25,38 @@ _PREDICTED = pa.schema([("image", pa.string()), ("expression", pa.string()),
                         ("reason", pa.string())])
 
 
-class Predictor:
-    """A network on one process: crops in, class probabilities or features out."""
-
-    def __init__(self, checkpoint: str = "", backbone: str = "", threads: int = 1):
-        """`checkpoint`: gives softmax probabilities [N, 8]. Else the frozen ImageNet features [N, D] of `backbone`."""
-        torch.set_num_threads(threads)
-        if checkpoint:
-            self.model, self.features = checkpoints.load_model(checkpoint)[0], False
-        else:
-            model = backbones.load(backbone, backbones.initial_state(backbone, "imagenet", seed=0))
-            self.model, self.features = backbones.strip_head(model, backbone).eval(), True
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model.to(self.device, memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def predict(self, crops: list[np.ndarray]) -> np.ndarray:
-        """uint8 [256, 256(, 3)] crops -> float32 [N, 8] or [N, D]."""
-        outputs = self.model(augment.to_tensor(np.stack([augment.eval_transform(c) for c in crops]), self.device))
-        return (outputs if self.features else outputs.softmax(1)).float().cpu().numpy()
-
-
 def predict(prepared: str, index: pd.DataFrame, batch_size: int, checkpoint: str = "", backbone: str = "",
             use_gpu: bool = False) -> np.ndarray:
-    """Outputs of a `Predictor` for these index rows of a prepared set; float32 [N, 8 or D], in their order.
+    """The probabilities of `checkpoint`, float32 [N, 8], or the frozen ImageNet features of `backbone`, float32 [N, D],
+    for these index rows of a prepared set, in their order.
 
     By plain tasks, which find processes that have imported all and hold the network: actors would start anew.
+
+    Raises: CheckpointError, WeightsError.
     """
     import ray
 
     tasks = room.tasks(len(index), batches.LEAST_FORWARD)
+    # a run that was made again keeps other weights under the same name
     content = checkpoints.describe(checkpoint)["sha256"] if checkpoint else ""
-    make = functools.partial(_predict_part, prepared, batch_size, tasks, checkpoint, backbone, content)
+    network = (checkpoint, backbone, content, max(1, (os.cpu_count() or 1) // tasks), use_gpu)
+    make = functools.partial(_predict_part, prepared, batch_size, network)
     refs = batches.parts(make, {"all": index}, tasks, num_cpus=1, num_gpus=int(use_gpu))["all"]
     rows = np.concatenate([rows for _, rows, _ in batches.rows_by_part(index)])
     return np.concatenate(ray.get(refs))[pd.Index(rows).get_indexer(index["row"])]
 
 
-def _predict_part(prepared: str, batch_size: int, tasks: int, checkpoint: str, backbone: str, content: str,
-                  *rows) -> np.ndarray:
-    predictor = _predictor(checkpoint, backbone, content, max(1, (os.cpu_count() or 1) // tasks))
-    crops = batches.load_part(prepared, *rows).images
-    return np.concatenate([predictor.predict(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size)])
+def _predict_part(prepared: str, batch_size: int, network: tuple, *rows) -> np.ndarray:
+    return _predictor(*network).predict_all(batches.load_part(prepared, *rows).images, batch_size)
 
 
 @functools.lru_cache(maxsize=1)  # a task scores many parts, and the same process the next set
-def _predictor(checkpoint: str, backbone: str, content: str, threads: int) -> Predictor:
-    """`content`: sha256 of the weights, which a run that was made again keeps elsewhere under the same name."""
-    return Predictor(checkpoint, backbone, threads)
+def _predictor(checkpoint: str, backbone: str, content: str, threads: int, use_gpu: bool):
+    from fer_ray import backbones, predictor
+
+    model = (predictor.classifier(checkpoint) if checkpoint
+             else predictor.extractor(backbone, backbones.initial_state(backbone, "imagenet", seed=0)))
+    return predictor.Predictor(model, threads, use_gpu)
 
 
 def predict_images(config: Config, checkpoint: str, images: list[tuple[str, str | None]]) -> str:
@@ -116,14 +99,19 @@ def predict_images(config: Config, checkpoint: str, images: list[tuple[str, str 
     return table
 
 
-class PartPredictor(Predictor):
-    """A `Predictor` that writes what it says of a part of the images, so that a killed job goes on."""
+class PartPredictor:
+    """Writes what a network says of a part of the images, so that a killed job goes on."""
+
+    def __init__(self, checkpoint: str, threads: int, use_gpu: bool):
+        from fer_ray import predictor
+
+        self.predictor = predictor.Predictor(predictor.classifier(checkpoint), threads, use_gpu)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         for part in batch.to_pylist():
             rows = part["rows"]
             crops = [prepare.decode_crop(row.pop("crop")) for row in rows if row["crop"]]
-            outputs = iter(self.predict(crops) if crops else [])
+            outputs = iter(self.predictor.predict(crops) if crops else [])
             for row in rows:
                 if row["reason"] is None:
                     probabilities = next(outputs)
@@ -157,4 +145,4 @@ def _one_actor(use_gpu: bool, checkpoint: str) -> dict:
     cpus = 0.5 if ray.cluster_resources().get("CPU", 2) < 2 else 1
     return {"num_cpus": cpus, "num_gpus": int(use_gpu), "compute": ray.data.ActorPoolStrategy(size=1),
             "max_restarts": 0,  # a restart warns on the terminal
-            "fn_constructor_kwargs": {"checkpoint": checkpoint, "threads": os.cpu_count() or 1}}
+            "fn_constructor_kwargs": {"checkpoint": checkpoint, "threads": os.cpu_count() or 1, "use_gpu": use_gpu}}

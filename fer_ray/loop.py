@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from fer_ray import backbones, batches, checkpoints, metrics, storage, tracking
+from fer_ray import backbones, batches, checkpoints, metrics, schedule, storage, tracking
 from fer_ray.config import TrainConfig
 from fer_ray.manifest import EXPRESSIONS
 
@@ -65,10 +65,10 @@ def fit(c: dict, place: Place) -> None:
     weights = loss_weights(train_data.labels, t.class_weights).to(device)
     batch_size = min(t.batch_size, len(train_data.labels))
 
-    while not is_finished(progress, t):
+    while not schedule.is_finished(progress, t):
         epoch, first = progress["epoch"], progress["step"]
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(epoch, t)
+            group["lr"] = schedule.lr_at(epoch, t)
         network.train()
         total = torch.tensor(progress["total"], dtype=torch.float64).div(world).to(device)  # loss, images
         clock = Clock()
@@ -92,7 +92,7 @@ def fit(c: dict, place: Place) -> None:
         seen = float(total[1]) - progress["total"][1]
         result = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
                   "val_accuracy": float(confusion.trace() / confusion.sum()),
-                  "val_balanced_accuracy": metrics.balanced_accuracy(confusion), "lr": lr_at(epoch, t),
+                  "val_balanced_accuracy": metrics.balanced_accuracy(confusion), "lr": schedule.lr_at(epoch, t),
                   "images": int(total[1]), "images_per_s": seen / seconds, "train_s": seconds,
                   "data_wait_s": clock.waited, "workers": world, "loop_begun_at": begun,
                   "first_batch_at": clock.first_at, "ended_at": time.time()}
@@ -100,11 +100,6 @@ def fit(c: dict, place: Place) -> None:
             progress |= {"best": result["val_balanced_accuracy"], "best_epoch": epoch}
         progress |= {"epoch": epoch + 1, "step": 0, "total": [0.0, 0.0], "history": [*progress["history"], result]}
         report(model, optimizer, progress, result, c, place)
-
-
-def is_finished(progress: dict, t: TrainConfig) -> bool:
-    """Whether the epochs, or the patience, have run out."""
-    return progress["epoch"] >= t.epochs or progress["epoch"] - progress["best_epoch"] > t.patience
 
 
 def train_step(model, optimizer, images, labels, weights, share: float, t: TrainConfig, autocast) -> torch.Tensor:
@@ -201,24 +196,7 @@ def sgd(model, t: TrainConfig) -> torch.optim.SGD:
     """SGD with momentum; weight decay for matrices and kernels only."""
     groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": t.weight_decay},
               {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=lr_at(0, t), momentum=t.momentum, nesterov=t.nesterov, fused=True)
-
-
-def peak_lr(t: TrainConfig) -> float:
-    """The highest learning rate; by the linear scaling rule (Goyal et al. 2017) if wished."""
-    return t.lr * t.batch_size / 256 if t.lr_per_256 else t.lr
-
-
-def lr_at(epoch: int, t: TrainConfig) -> float:
-    """Learning rate of an epoch (from 0): linear warm-up, then the schedule."""
-    peak = peak_lr(t)
-    if epoch < t.warmup_epochs:
-        return peak * (epoch + 1) / (t.warmup_epochs + 1)
-    if t.schedule == "step":
-        return peak * 0.1 ** ((epoch - t.warmup_epochs) // t.step_epochs)
-    if t.schedule == "cosine":
-        return peak * (1 + math.cos(math.pi * (epoch - t.warmup_epochs) / max(1, t.epochs - t.warmup_epochs))) / 2
-    return peak
+    return torch.optim.SGD(groups, lr=schedule.lr_at(0, t), momentum=t.momentum, nesterov=t.nesterov, fused=True)
 
 
 def loss_weights(labels, how: str) -> torch.Tensor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fer_ray.errors import UserError
+
 EXPRESSIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 SYNONYMS = {
     "anger": "angry ang an", "contempt": "contemptuous con co", "disgust": "disgusted disgusting dis di",
@@ -31,7 +33,7 @@ REJECT_SCHEMA = pa.schema([("image", pa.string()), ("dataset", pa.string()), ("e
 NOT_THERE, OUTSIDE = "file not found", "path leaves the data set's folder"
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The data cannot be used as given; the message names file, value and what would be right."""
 
     def __init__(self, message: str):

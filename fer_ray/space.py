@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 from fer_ray import storage
-from fer_ray.config import Config, TrainConfig, to_dict
+from fer_ray.config import Config, ConfigError, TrainConfig, check, to_dict
 
 # lowest and highest learning rate at momentum 0.9: networks without batch normalisation diverge earlier
 LR = {"alexnet": (1e-4, 1e-2), "vgg19": (1e-4, 1e-2)}
@@ -106,3 +106,18 @@ def read_points(config: Config) -> list[dict]:
     """The points that were chosen so far."""
     file = storage.join(search_uri(config), "points.json")
     return storage.read_json(file)["points"] if storage.exists(file) else []
+
+
+def with_found(config: Config) -> Config:
+    """The configuration with the values that the search `train.from_tune` found, if it names one.
+
+    Raises: ConfigError if there is no such search.
+    """
+    name = config.train.from_tune
+    if not name:
+        return config
+    file = storage.join(search_uri(dataclasses.replace(config, name=name)), "tune.json")
+    if not storage.exists(file):
+        raise ConfigError(f"train.from_tune: no finished search {name!r} ({file}); run jobs/tune.py --name {name}")
+    found = storage.read_json(file)["best"]["settings"]
+    return check(dataclasses.replace(config, train=dataclasses.replace(config.train, **found)))

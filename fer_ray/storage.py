@@ -22,10 +22,12 @@ from typing import NoReturn
 
 from pyarrow import fs
 
+from fer_ray.errors import UserError
+
 ATTEMPTS = 10
 
 
-class StorageError(OSError):
+class StorageError(UserError, OSError):
     """Storage cannot be reached or refuses; the message names the URI and what the server said."""
 
 

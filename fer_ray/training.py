@@ -13,9 +13,8 @@ import uuid
 
 import numpy as np
 import pandas as pd
-import torch
 
-from fer_ray import augment, backbones, batches, checkpoints, loop, prepare, room, storage, tracking, workers
+from fer_ray import batches, checkpoints, prepare, room, schedule, storage, tracking, workers
 from fer_ray.config import Config, ConfigError, TrainConfig
 
 # what may differ between two runs of one command that resume each other
@@ -48,37 +47,40 @@ def is_done(config: Config, prepared: str) -> bool:
     if newest is None:
         return False
     progress = checkpoints.load_train_state(newest)["progress"]
-    return loop.is_finished(progress, config.train) and len(tracking.read(run)) >= len(progress["history"])
+    return schedule.is_finished(progress, config.train) and len(tracking.read(run)) >= len(progress["history"])
 
 
 def load(config: Config, prepared: str) -> dict:
-    """What workers of any run on this prepared set need, held once per node: `fingerprint`, `state` (reference to the
-    state dict to start from) and `sources` (train and val, each a kind and what `loop` opens it with).
+    """What workers of any run on this prepared set need, made by tasks and held once per node: `fingerprint`, `state`
+    and `can_start` (see `start`) and `sources` (train and val, each a kind and what `loop` opens it with).
 
-    Raises: ConfigError, backbones.WeightsError, checkpoints.CheckpointError.
+    Raises: ConfigError.
     """
-    import ray
-
     t, index = config.train, prepare.read_index(prepared)
     if not {"train", "val"} <= set(index["split"]):
         raise ConfigError(f"{prepared}: a split by {config.split.by} without train and val has nothing to train on")
-    state = ray.put(start_state(t))
+    state, can_start = start(t)
     splits = {s: index[index["split"] == s] for s in ("train", "val")}
-    return {"fingerprint": _fingerprint(prepared), "state": state, "sources": _sources(prepared, splits, t, state)}
+    return {"fingerprint": _fingerprint(prepared), "state": state, "can_start": can_start,
+            "sources": _sources(prepared, splits, t, state)}
 
 
-@functools.lru_cache(maxsize=1)  # a job asks before Ray starts and again when it trains
-def start_state(t: TrainConfig) -> dict[str, torch.Tensor]:
-    """State dict that training starts from: ImageNet's, random, a file's, or that of one of our own checkpoints.
+def start(t: TrainConfig) -> tuple:
+    """References to the state dict that training starts from (`checkpoints.start_state`), and to nothing, which raises
+    what keeps that from being there: backbones.WeightsError, checkpoints.CheckpointError.
 
-    Raises: backbones.WeightsError, checkpoints.CheckpointError.
+    By a task beside the caller, where a path of the user's means what it says: a job's own process, which only waits,
+    is spared the seconds of importing torch.
     """
-    if not storage.exists(storage.join(t.weights, "model.json")):
-        return backbones.initial_state(t.backbone, t.weights, t.seed)
-    other = checkpoints.describe(t.weights)["backbone"]
-    if other != t.backbone:
-        raise backbones.WeightsError(f"train.weights {t.weights}: is a checkpoint of {other}, not of {t.backbone}")
-    return checkpoints.load_weights(t.weights)
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_start).options(num_cpus=0, num_returns=2, scheduling_strategy=here).remote(t)
+
+
+def _start(t: TrainConfig) -> tuple:
+    return checkpoints.start_state(t), None
 
 
 def _sources(prepared: str, splits: dict[str, pd.DataFrame], t: TrainConfig, state) -> dict[str, tuple]:
@@ -87,7 +89,7 @@ def _sources(prepared: str, splits: dict[str, pd.DataFrame], t: TrainConfig, sta
     every = pd.concat(splits.values())
     if t.layers == "head":
         tasks = room.tasks(len(every), batches.LEAST_FORWARD)
-        make = functools.partial(_part_features, prepared, t, state, tasks)
+        make = functools.partial(_part_features, prepared, t, state, max(1, (os.cpu_count() or 1) // tasks))
         refs = batches.parts(make, splits, tasks, **room.of_reading(), num_gpus=int(t.use_gpu))
         return {split: ("features", refs[split]) for split in splits}
     gb = batches.decoded_gb(every)
@@ -101,22 +103,15 @@ def _sources(prepared: str, splits: dict[str, pd.DataFrame], t: TrainConfig, sta
     return {split: ("streamed", (prepared, rows[["row", "part", "expression"]])) for split, rows in splits.items()}
 
 
-@torch.inference_mode()
-def _part_features(prepared: str, t: TrainConfig, state, tasks: int, *rows) -> tuple[np.ndarray, np.ndarray]:
+def _part_features(prepared: str, t: TrainConfig, state, threads: int, *rows) -> tuple[np.ndarray, np.ndarray]:
     """Inputs of the last layer for the centre crops of one part (float32 [n, D]), and labels (int64 [n])."""
     import ray
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // tasks))
-    device = torch.device("cuda" if t.use_gpu else "cpu")
-    model = backbones.load(t.backbone, ray.get(state))
-    model.eval().to(device, memory_format=torch.channels_last)
-    outputs, grab = [], []
-    backbones.head(model, t.backbone).register_forward_pre_hook(lambda _, inputs: grab.append(inputs[0]))
+    from fer_ray import predictor
+
+    network = predictor.Predictor(predictor.extractor(t.backbone, ray.get(state)), threads, t.use_gpu)
     crops = batches.load_part(prepared, *rows)
-    for images, _ in batches.Cached(crops, t.seed, 0, 1).eval_batches(t.batch_size):
-        model(augment.to_tensor(images, device))
-        outputs.append(grab.pop().float().cpu().numpy())
-    return np.concatenate(outputs), crops.labels
+    return network.predict_all(crops.images, t.batch_size), crops.labels
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ import warnings
 
 import numpy as np
 
-from fer_ray import checkpoints, loop, room, space, storage, tracking, training, workers
-from fer_ray.config import Config, ConfigError, TrainConfig, TuneConfig, check, to_dict
+from fer_ray import checkpoints, room, schedule, space, storage, tracking, training, workers
+from fer_ray.config import Config, TrainConfig, TuneConfig, check, to_dict
 
 EPOCHS, SCORE = "epochs", "score"  # what Tune goes by: epochs done, and the best validation balanced accuracy of them
 # what may differ between two sessions of one search
@@ -78,6 +78,7 @@ def load(config: Config, prepared: str) -> dict[str, dict]:
     loaded = {t.backbone: training.load(dataclasses.replace(config, train=t), prepared)
               for t in space.start_trains(config)}
     for one in loaded.values():
+        ray.get(one["can_start"])
         for kind, content in one["sources"].values():
             if kind != "streamed":
                 ray.wait(content, num_returns=len(content), fetch_local=False)
@@ -89,21 +90,6 @@ def trial_config(config: Config, number: int, point: dict) -> Config:
     train = dataclasses.replace(config.train, **space.settings(point), epochs=config.tune.max_epochs, from_tune="")
     return check(dataclasses.replace(config, name=f"{number:03d}", prepared=config.prepared or config.name,
                                      storage=space.search_uri(config), train=train))
-
-
-def with_found(config: Config) -> Config:
-    """The configuration with the values that the search `train.from_tune` found, if it names one.
-
-    Raises: ConfigError if there is no such search.
-    """
-    name = config.train.from_tune
-    if not name:
-        return config
-    file = storage.join(space.search_uri(dataclasses.replace(config, name=name)), "tune.json")
-    if not storage.exists(file):
-        raise ConfigError(f"train.from_tune: no finished search {name!r} ({file}); run jobs/tune.py --name {name}")
-    found = storage.read_json(file)["best"]["settings"]
-    return check(dataclasses.replace(config, train=dataclasses.replace(config.train, **found)))
 
 
 # --- what Tune is given ----------------------------------------------------------------------------------
@@ -245,6 +231,8 @@ def run_trial(trial: dict, config: Config, loaded: dict, prepared: str, cpus: in
     diverged, ended = storage.join(run, "diverged.json"), storage.join(run, "ended.json")
     if not (finished or storage.exists(diverged) or storage.exists(ended)):
         if one.train.num_workers == 1:
+            from fer_ray import loop
+
             loop.fit(workers.given(one, loaded[one.train.backbone], cpus), place)
         else:
             try:
@@ -283,7 +271,7 @@ class TrialPlace(workers.LonePlace):
         self.epochs, score = numbers["epoch"] + 1, numbers["val_balanced_accuracy"]
         if score > self.best:
             self.best, self.best_epoch = score, numbers["epoch"]
-        finished = loop.is_finished({"epoch": self.epochs, "best_epoch": self.best_epoch}, self.train)
+        finished = schedule.is_finished({"epoch": self.epochs, "best_epoch": self.best_epoch}, self.train)
         return {EPOCHS: self.epochs, SCORE: self.best, "val_balanced_accuracy": score, "finished": finished,
                 "diverged": False}
 
@@ -340,7 +328,7 @@ def _trial(config: Config, number: int, point: dict) -> dict:
 def is_finished(history: list[dict], t: TrainConfig) -> bool:
     """Whether the epochs, or the patience, of a trial have run out."""
     best = int(np.argmax([e["val_balanced_accuracy"] for e in history]))
-    return loop.is_finished({"epoch": len(history), "best_epoch": best}, t)
+    return schedule.is_finished({"epoch": len(history), "best_epoch": best}, t)
 
 
 def choose(config: Config, found: list[dict]) -> dict:

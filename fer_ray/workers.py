@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-import torch
-
-from fer_ray import checkpoints, loop, room, storage, tracking
+from fer_ray import checkpoints, room, storage, tracking
 from fer_ray.config import Config, to_dict
+from fer_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training ended without a result; the message says why."""
 
 
@@ -26,7 +29,7 @@ def run_alone(config: Config, loaded: dict, side_by_side: int = 1) -> None:
 
     A group of one would start two more processes, one after the other, and take processor time from a small machine.
 
-    Raises: TrainingError; ConfigError if the cluster has become too small.
+    Raises: TrainingError; ConfigError if the cluster has become too small; what `training.start` does.
     """
     import ray
 
@@ -35,8 +38,10 @@ def run_alone(config: Config, loaded: dict, side_by_side: int = 1) -> None:
     for failures_left in reversed(range(t.max_failures + 1)):
         takes = room.of_worker(ray.cluster_resources(), t, room.may_grow(ray.nodes()))
         task = ray.remote(fit_alone).options(num_cpus=takes["CPU"], num_gpus=takes.get("GPU", 0), max_retries=0)
+        fitting = task.remote(config, loaded, room.threads(t, side_by_side))
+        ray.get(loaded["can_start"])
         try:
-            ray.get(task.remote(config, loaded, room.threads(t, side_by_side)))
+            ray.get(fitting)
         except ray.exceptions.RayError as error:
             if not failures_left:
                 raise TrainingError(f"{run}: {_last_line(error)}") from error
@@ -47,6 +52,8 @@ def run_alone(config: Config, loaded: dict, side_by_side: int = 1) -> None:
 
 def fit_alone(config: Config, loaded: dict, threads: int) -> None:
     """The loop in the task of a single worker."""
+    from fer_ray import loop
+
     place = LonePlace(config)
     loop.fit(given(config, loaded, threads), place)
     place.finish()
@@ -63,6 +70,8 @@ class LonePlace:
     rank, world = 0, 1
 
     def __init__(self, config: Config):
+        import torch
+
         self.run, self.train = run_uri(config), config.train
         self.device = torch.device("cuda" if config.train.use_gpu else "cpu")
         # made when needed: a search sends what it tells Tune, and this with it, to the controller of a group
@@ -97,7 +106,7 @@ def run_group(config: Config, loaded: dict, side_by_side: int = 1, callbacks: li
 
     `callbacks`: of Ray Train, beside our own.
 
-    Raises: TrainingError.
+    Raises: TrainingError; what `training.start` does.
     """
     import ray.train
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -107,6 +116,7 @@ def run_group(config: Config, loaded: dict, side_by_side: int = 1, callbacks: li
     filesystem, path = storage.resolve(run)
     storage.delete_file(storage.join(run, "diverged.json"))
     _mend_snapshot(run)
+    ray.get(loaded["can_start"])
     trainer = TorchTrainer(
         fit_in_group,
         train_loop_config=given(config, loaded, room.threads(t, side_by_side)),
@@ -130,6 +140,8 @@ def run_group(config: Config, loaded: dict, side_by_side: int = 1, callbacks: li
 
 def fit_in_group(c: dict) -> None:
     """The loop on a worker of Ray Train."""
+    from fer_ray import loop
+
     loop.fit(c, GroupPlace(c["run"]))
 
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))  # so that a job runs without installing the packa
 
 from fer_ray import config as configuration  # noqa: E402
 from fer_ray import options, storage  # noqa: E402
+from fer_ray.errors import UserError  # noqa: E402
 
 # Ray's own progress is for developers of Ray; must be set before Ray is imported. Train's controller takes a report
 # each time it polls: every 2 s by itself, which short epochs wait for; every 0.2 s takes the network a few percent of
@@ -33,19 +34,19 @@ HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**3
 
 def main(stages: Callable[[configuration.Config], str], description: str) -> None:
     """Run `stages` with the configuration of the command line; exit code 1 and one line when the user can mend it."""
-    # heavy imports come only once the options are read, so that --help and typing errors answer at once
+    # heavy imports come only once the options are read, so that --help and typing errors answer at once; torch, which
+    # takes seconds, is for those who compute: the job itself asks them by Ray and waits
     try:
         config = options.load(sys.argv[1:], description)
         _refuse_storage_that_ends_with_the_job(config.storage)
     except configuration.ConfigError as error:
         sys.exit(f"error: {error}")
-    from fer_ray import backbones, checkpoints, faces, manifest, tuning, workers
+    from fer_ray import space
 
     try:
-        result = stages(tuning.with_found(config))
-    except (configuration.ConfigError, manifest.DataError, faces.DetectorError, backbones.WeightsError,
-            checkpoints.CheckpointError, workers.TrainingError, storage.StorageError) as error:
-        sys.exit(f"error: {error}")
+        result = stages(space.with_found(config))
+    except UserError as error:
+        sys.exit(f"error: {_own_words(error)}")
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr, flush=True)
         sys.exit(130)  # what a shell says of a command that Ctrl-C ended
@@ -53,6 +54,13 @@ def main(stages: Callable[[configuration.Config], str], description: str) -> Non
         if "ray" in sys.modules:  # as the interpreter ends, Ray would first wait half a second for output
             sys.modules["ray"].shutdown()
     print(f"result: {result}", flush=True)
+
+
+def _own_words(error: Exception) -> str:
+    """What was raised where it was raised: Ray puts the frames of each process that an error passes before it."""
+    while getattr(error, "cause", None):
+        error = error.cause
+    return str(error)
 
 
 def _refuse_storage_that_ends_with_the_job(uri: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Iterable
 
 import job
 import numpy as np
@@ -14,28 +15,31 @@ from fer_ray import (
     checkpoints,
     evaluation,
     inference,
-    loop,
     metrics,
     overview,
     prepare,
     published,
     report,
     room,
+    schedule,
     storage,
     training,
     workers,
 )
-from fer_ray.config import Config
+from fer_ray.config import Config, TrainConfig
 from fer_ray.datasets import find_images, read_manifest
 
 
-def run_prepare(config: Config, to_train: bool = False) -> str:
-    """Raw data to prepared set; its URI. `to_train`: a cluster too small for the training is told before the work."""
+def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
+    """Raw data to prepared set; its URI. What any of the `trainings` to come lacks is told before the work."""
     data = read_manifest(config.data, config.split.by)
     print(f"prepare: {data.rows.num_rows} images, {data.rejected.num_rows} rejected by their labels", flush=True)
     job.connect()
-    if to_train:
-        room.is_there(config.train)
+    import ray
+
+    for t in trainings:
+        room.is_there(t)
+        ray.get(training.start(t)[1])
     uri = prepare.prepare(config, data)
     summary = storage.read_json(storage.join(uri, "prepared.json"))
     kept = {s: sum(sum(by[s].values()) for by in summary["counts"]["after"].values() if s in by)
@@ -69,9 +73,8 @@ def run_train(config: Config) -> str:
     """Prepared set to the run folder with its checkpoints; its URI."""
     t = config.train
     prepare.read_index(job.prepared_uri(config))
-    training.start_state(t)
     job.connect()
-    scaled = f" (scaled to {loop.peak_lr(t):g} for batches of {t.batch_size})" if t.lr_per_256 else ""
+    scaled = f" (scaled to {schedule.peak_lr(t):g} for batches of {t.batch_size})" if t.lr_per_256 else ""
     print(f"train: {t.backbone} from {t.weights} weights, at most {t.epochs} epochs, lr {t.lr:g}{scaled}, "
           f"momentum {t.momentum:g}", flush=True)
     return training.train(config, job.prepared_uri(config))
@@ -127,7 +130,6 @@ def run_predict(config: Config) -> str:
 
 def run_pipeline(config: Config) -> str:
     """All three; URI of result.json."""
-    training.start_state(config.train)
-    run_prepare(config, to_train=True)
+    run_prepare(config, [config.train])
     run_train(config)
     return run_evaluate(config)

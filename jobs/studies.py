@@ -20,7 +20,6 @@ from fer_ray import (
     report,
     space,
     storage,
-    training,
     tuning,
     workers,
 )
@@ -31,8 +30,7 @@ from fer_ray.manifest import EXPRESSIONS
 def run_crossval(config: Config) -> str:
     """The runs of `protocol`, trained side by side, scored and told on one page; URI of crossval.json."""
     runs = protocols.plan(config)
-    training.start_state(config.train)
-    shared = stages.run_prepare(config, to_train=True)
+    shared = stages.run_prepare(config, [config.train])
     also = stages.prepare_also(config)
     views = {label: (run, prepare.resplit(shared, run.split)) for label, run in runs.items()}
     summary = protocols.summarise(config, train_and_score(config, views, also))
@@ -107,8 +105,7 @@ def run_crossdata(config: Config) -> str:
     runs = {name: dataclasses.replace(config, name=f"{config.name}-{name}", prepared="",
                                       data=dataclasses.replace(config.data, sources=[source]))
             for name, source in sources.items()}
-    training.start_state(config.train)
-    prepared = {name: stages.run_prepare(run, to_train=True) for name, run in runs.items()}
+    prepared = {name: stages.run_prepare(run, [run.train]) for name, run in runs.items()}
     reports = {}
     for name, run in runs.items():
         stages.run_train(run)
@@ -134,10 +131,8 @@ def run_tune(config: Config) -> str:
     Without `data.root` the prepared set must be there.
     """
     prepared = job.prepared_uri(config)
-    for t in space.start_trains(config):
-        training.start_state(t)
     if config.data.root:
-        stages.run_prepare(config, to_train=True)
+        stages.run_prepare(config, space.start_trains(config))
     prepare.read_index(prepared)
     job.connect()
     found = tuning.search(config, prepared)
@@ -164,9 +159,7 @@ def run_compare(config: Config) -> str:
     runs = [dataclasses.replace(config, name=f"{config.name}-{b.replace(':', '-')}",
                                 prepared=config.prepared or config.name,
                                 train=dataclasses.replace(config.train, backbone=b)) for b in config.compare.backbones]
-    for run in runs:
-        training.start_state(run.train)
-    stages.run_prepare(config, to_train=True)
+    stages.run_prepare(config, [run.train for run in runs])
     for run in runs:
         stages.run_train(run)
         stages.run_evaluate(run)

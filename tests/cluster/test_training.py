@@ -262,11 +262,15 @@ def test_the_papers_three_backbones_run_an_epoch_from_torchvision_files_and_are_
     assert torch.equal(kept["features.0.weight"], torch.load(file, weights_only=True)["features.0.weight"])
 
 
-def test_a_cluster_that_is_too_small_is_told_before_the_work(tiny, run_job, tmp_path):
-    done = run_job("pipeline", "--data.root", tiny.data.root, "--storage", str(tmp_path / "out"),
-                   "--train.weights", "none", "--train.num_workers", "640", "--train.batch_size", "640", cwd=tmp_path)
-    assert done.returncode == 1 and not (tmp_path / "out").exists()
-    assert "error: train.num_workers: 640 workers need at least half a CPU each" in done.stderr.splitlines()[-1]
+def test_what_a_training_lacks_is_told_before_the_work(tiny, run_job, tmp_path):
+    for lacking, said in (
+        (["--train.num_workers", "640", "--train.batch_size", "640"], "640 workers need at least half a CPU each"),
+        (["--train.weights", "/nowhere.pth"], "'/nowhere.pth': not 'imagenet', 'none' or a readable file"),
+    ):
+        done = run_job("pipeline", "--data.root", tiny.data.root, "--storage", str(tmp_path / "out"), *lacking,
+                       cwd=tmp_path)
+        assert done.returncode == 1 and not (tmp_path / "out").exists()
+        assert re.fullmatch(f"error: {lacking[0][2:]}:? .*{re.escape(said)}.*\n", done.stderr), done.stderr
 
 
 def test_a_loss_that_is_not_finite_ends_at_once_and_keeps_the_good_checkpoints(tiny, run_job, tmp_path):

@@ -13,8 +13,10 @@ PACKAGE = Path(fer_ray.__file__).parent
 
 # The table "module, in import order" of the design; True: the module may import Ray.
 ORDER = {
+    "errors": False,
     "config": False,
     "options": False,
+    "schedule": False,
     "storage": False,
     "manifest": False,
     "pixels": False,
@@ -29,6 +31,7 @@ ORDER = {
     "backbones": False,
     "checkpoints": False,
     "metrics": False,
+    "predictor": True,  # through batches
     "tracking": True,  # its callback
     "loop": True,  # through batches
     "workers": True,
@@ -78,6 +81,13 @@ def test_imports_point_upward(path):
     assert here in ORDER, f"fer_ray/{path} is not in the design's list of modules"
     downward = {name for name in used if name != here and RANK[name] > RANK[here]}
     assert not downward, f"{here} imports {sorted(downward)}, which stand below it"
+
+
+def test_a_job_waits_for_others_that_have_torch():
+    jobs = PACKAGE.parent / "jobs"
+    code = f"import sys; sys.path.insert(0, {str(jobs)!r}); import stages, studies; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_pure_modules_import_without_ray():

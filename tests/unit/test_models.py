@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fer_ray import backbones, checkpoints, loop, room, training
+from fer_ray import backbones, checkpoints, loop, room, schedule
 from fer_ray.config import ConfigError, TrainConfig
 
 
@@ -89,10 +89,10 @@ def test_the_older_checkpoint_serves_where_the_newest_is_damaged(tmp_path):
 def test_transfer_from_our_own_checkpoint_keeps_its_head(tmp_path):
     model = backbones.build("resnet18")
     checkpoints.save(str(tmp_path), "resnet18", model, {}, {"metrics": {}})
-    state = training.start_state(TrainConfig(backbone="resnet18", weights=str(tmp_path)))
+    state = checkpoints.start_state(TrainConfig(backbone="resnet18", weights=str(tmp_path)))
     assert torch.equal(state["fc.weight"], model.state_dict()["fc.weight"])
     with pytest.raises(backbones.WeightsError, match="checkpoint of resnet18, not of alexnet"):
-        training.start_state(TrainConfig(backbone="alexnet", weights=str(tmp_path)))
+        checkpoints.start_state(TrainConfig(backbone="alexnet", weights=str(tmp_path)))
 
 
 def test_a_file_named_after_its_hash_is_verified(tmp_path):
@@ -113,10 +113,10 @@ def test_timm_names():
 
 
 def test_schedule_and_class_weights():
-    assert loop.lr_at(5, TrainConfig(lr=0.2, schedule="cosine", epochs=10)) == pytest.approx(0.1)
+    assert schedule.lr_at(5, TrainConfig(lr=0.2, schedule="cosine", epochs=10)) == pytest.approx(0.1)
     warm = TrainConfig(lr=0.4, warmup_epochs=3, epochs=13, schedule="step", step_epochs=5)
-    assert [loop.lr_at(e, warm) for e in (0, 1, 2, 3, 7, 8)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.04])
-    assert loop.lr_at(0, TrainConfig(lr=0.1, batch_size=64, lr_per_256=True)) == pytest.approx(0.025)
+    assert [schedule.lr_at(e, warm) for e in (0, 1, 2, 3, 7, 8)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.04])
+    assert schedule.lr_at(0, TrainConfig(lr=0.1, batch_size=64, lr_per_256=True)) == pytest.approx(0.025)
     labels = np.array([0] * 6 + [1] * 2)
     weights = loop.loss_weights(labels, "balanced")
     assert weights[1] == pytest.approx(3 * weights[0]) and weights[2] == 0
