@@ -6,8 +6,11 @@ import difflib
 import hashlib
 import io
 import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,16 +36,25 @@ def build(backbone: str, num_classes: int = len(EXPRESSIONS)) -> nn.Module:
     return model
 
 
-def load(backbone: str, state: dict[str, torch.Tensor]) -> nn.Module:
-    """The network with the weights of a state dict, which are copied. None is drawn at random before, which takes
-    AlexNet a second. Raises: RuntimeError if they are not those of this network."""
+def load(backbone: str, state: Mapping[str, torch.Tensor | np.ndarray]) -> nn.Module:
+    """The network with the weights of a state dict: see `empty` and `fill`."""
+    return fill(empty(backbone), state)
+
+
+def empty(backbone: str) -> nn.Module:
+    """The network with memory for its weights. None is drawn at random, which takes AlexNet a second."""
     with torch.device("meta"):
         model = build(backbone)
-    if {name for name, _ in model.named_buffers()} <= state.keys():
-        model = model.to_empty(device="cpu")
-    else:  # some have constants beside their weights
-        model = build(backbone)
-    model.load_state_dict(state)
+    if {name for name, _ in model.named_buffers()} <= model.state_dict().keys():
+        return model.to_empty(device="cpu")
+    return build(backbone)  # some have constants beside their weights
+
+
+def fill(model: nn.Module, state: Mapping[str, torch.Tensor | np.ndarray]) -> nn.Module:
+    """`model` with the weights of a state dict, copied. Raises: RuntimeError if they are not those of this network."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")  # arrays in Ray's shared memory
+        model.load_state_dict({name: torch.as_tensor(values) for name, values in state.items()})
     return model
 
 

@@ -218,12 +218,13 @@ def _resume(c: dict, t: TrainConfig) -> tuple[torch.nn.Module, dict, dict | None
     """Model, progress and optimiser state: of the most advanced checkpoint that is whole, or of the start."""
     import ray
 
+    model = backbones.empty(t.backbone)  # beside those who still make the start
     newest = checkpoints.find_latest(c["run"])
     if newest is None:
-        return (backbones.load(t.backbone, ray.get(c["state"])),
+        return (backbones.fill(model, ray.get(c["state"])),
                 {"epoch": 0, "step": 0, "total": [0.0, 0.0], "best": -1.0, "best_epoch": -1, "history": []}, None)
     saved = checkpoints.load_train_state(newest)
-    return backbones.load(t.backbone, checkpoints.load_weights(newest)), saved["progress"], saved["optimizer"]
+    return backbones.fill(model, checkpoints.load_weights(newest)), saved["progress"], saved["optimizer"]
 
 
 def _open(kind: str, content, t: TrainConfig, place: Place, threads: int):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ def classifier(checkpoint: str) -> nn.Module:
     return nn.Sequential(checkpoints.load_model(checkpoint)[0], nn.Softmax(1))
 
 
-def extractor(backbone: str, state: dict[str, torch.Tensor]) -> nn.Module:
+def extractor(backbone: str, state: Mapping[str, torch.Tensor | np.ndarray]) -> nn.Module:
     """A network without its last layer: features, [N, D]."""
     return backbones.strip_head(backbones.load(backbone, state), backbone)
 

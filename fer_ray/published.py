@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -62,8 +60,8 @@ def fetch(checkpoint: str, folder: str, progress: Callable[[int, int], None] = l
     if (target / "model.json").exists():
         if checkpoints.describe(folder)["sha256"] != description["sha256"]:
             raise checkpoints.CheckpointError(f"{folder} holds another checkpoint; choose another folder")
-        with contextlib.suppress(checkpoints.CheckpointError):
-            checkpoints.load_weights(folder)
+        whole = target / "model.safetensors"
+        if whole.exists() and storage.sha256(str(whole)) == description["sha256"]:
             return
     target.mkdir(parents=True, exist_ok=True)
     source, weights = storage.join(checkpoint, "model.safetensors"), target / "model.safetensors.part"
@@ -73,7 +71,7 @@ def fetch(checkpoint: str, folder: str, progress: Callable[[int, int], None] = l
         raise checkpoints.CheckpointError(f"{source}: is missing") from None
     journal = target / "model.safetensors.parts"
     _fetch_parts(source, weights, journal, f"{description['sha256']} {size}", progress)
-    if _sha256(weights) != description["sha256"]:
+    if storage.sha256(str(weights)) != description["sha256"]:
         weights.unlink(), journal.unlink()
         raise checkpoints.CheckpointError(f"{source}: sha256 differs from model.json; the file is damaged in storage, "
                                           "or was on its way: run the same command again")
@@ -107,11 +105,6 @@ def _fetch_parts(source: str, file: Path, journal: Path, what: str, progress: Ca
                 progress(done := done + len(content), size)
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _best(root: str, name: str) -> dict | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -137,6 +138,30 @@ def read_bytes(uri: str) -> bytes:
     filesystem, path = resolve(uri)
     with filesystem.open_input_stream(path) as stream:
         return stream.read()
+
+
+def sha256(uri: str) -> str:
+    """Of the whole file, which is not held in memory. Raises: FileNotFoundError."""
+    if (path := _local(uri)) is not None:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    if bucket_key := _object(uri):
+        sink = _Digest()
+        with _telling(uri):
+            _client().download_fileobj(*bucket_key, sink, Config=_transfer())
+        return sink.digest.hexdigest()
+    return hashlib.sha256(read_bytes(uri)).hexdigest()
+
+
+class _Digest:
+    """What is written to it, in order."""
+
+    def __init__(self):
+        self.digest = hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return len(content)
 
 
 def read_range(uri: str, first: int, length: int) -> bytes:

@@ -66,8 +66,8 @@ def load(config: Config, prepared: str) -> dict:
 
 
 def start(t: TrainConfig) -> tuple:
-    """References to the state dict that training starts from (`checkpoints.start_state`), and to nothing, which raises
-    what keeps that from being there: backbones.WeightsError, checkpoints.CheckpointError.
+    """References to the state dict that training starts from (`checkpoints.start_state`, as arrays), and to nothing,
+    which raises what keeps that from being there: backbones.WeightsError, checkpoints.CheckpointError.
 
     By a task beside the caller, where a path of the user's means what it says: a job's own process, which only waits,
     is spared the seconds of importing torch.
@@ -80,7 +80,9 @@ def start(t: TrainConfig) -> tuple:
 
 
 def _start(t: TrainConfig) -> tuple:
-    return checkpoints.start_state(t), None
+    # as arrays, which Ray shares without copies; NumPy lacks some types of small floats
+    state = checkpoints.start_state(t)
+    return {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in state.items()}, None
 
 
 def _sources(prepared: str, splits: dict[str, pd.DataFrame], t: TrainConfig, state) -> dict[str, tuple]:

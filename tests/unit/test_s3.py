@@ -13,7 +13,7 @@ import s3
 
 REPO = Path(__file__).parents[2]
 WORK = """
-import json, os, pickle, sys
+import hashlib, json, os, pickle, sys
 from concurrent.futures import ThreadPoolExecutor
 from fer_ray import storage
 root = "s3://bucket/" + sys.argv[1]
@@ -25,6 +25,7 @@ with ThreadPoolExecutor(4) as pool:
     assert all(pool.map(whole, list(contents.items()) * 4))
 big = f"{root}/20000000/file"
 assert all(storage.read_range(big, n * 1000, 5000) == contents[big][n * 1000: n * 1000 + 5000] for n in range(20))
+assert all(storage.sha256(uri) == hashlib.sha256(content).hexdigest() for uri, content in contents.items())
 assert storage.list_dirs(root) == sorted(os.path.basename(os.path.dirname(u)) for u in contents)
 filesystem, path = pickle.loads(pickle.dumps(storage.resolve(big)))  # as Ray sends it
 for _ in range(5):
