@@ -19,12 +19,12 @@ from fer_ray.errors import UserError  # noqa: E402
 # Ray's own progress is for developers of Ray; must be set before Ray is imported. Train's controller takes a report
 # each time it polls: every 2 s by itself, which short epochs wait for; every 0.2 s takes the network a few percent of
 # two cores. Tune would answer Ctrl-C with the result of half a search. Several runs side by side start more processes
-# than Ray warns of.
+# than Ray warns of. A task's error is told by the one result that is asked for, not again by the others.
 QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
          "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
          "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
          "RAY_AUTH_MODE": "token", "AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": str(storage.ATTEMPTS),
-         "RAY_worker_maximum_startup_concurrency": "8",
+         "RAY_worker_maximum_startup_concurrency": "8", "RAY_IGNORE_UNHANDLED_ERRORS": "1",
          "PYTHONPATH": str(ROOT)}
 # A step of a network takes and frees gigabytes in blocks of tens of MB. glibc gives each of them back to the kernel and
 # takes it again, zeroed page by page: on two CPU cores a third of the step (scripts/bench_train.py). So workers keep

@@ -1,4 +1,4 @@
-"""The stages as every job calls them: all that can be wrong is found before Ray starts."""
+"""The stages as every job calls them: what can be wrong is found before the work, most of it before Ray starts."""
 
 from __future__ import annotations
 

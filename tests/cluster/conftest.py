@@ -10,31 +10,47 @@ REPO = Path(__file__).parents[2]
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # epochs of a second wait for the controller
 
 
+sys.path.insert(0, str(REPO / "jobs"))
+running = 0  # CPUs of the Ray that the last test left
+
+
 @contextlib.contextmanager
 def ray_on(num_cpus: int):
-    """A Ray of this test's own: two at once on one host get into each other's way."""
-    sys.path.insert(0, str(REPO / "jobs"))
+    """A Ray on this machine. It stays for the next test that wants the same: its start takes as long as a test."""
+    global running
     import job
 
-    os.environ["RAY_ADDRESS"] = "local"
-    try:
+    if running != num_cpus:
+        end_ray()
+        os.environ["RAY_ADDRESS"] = "local"
         job.connect(num_cpus=num_cpus)
+        del os.environ["RAY_ADDRESS"]
+        running = num_cpus
+    try:
         yield
-    finally:
-        import ray  # after `connect`, which sets what Ray reads when it is imported
+    except BaseException:
+        end_ray()  # nobody knows what that left
+        raise
+
+
+def end_ray() -> None:
+    """Two Rays at once on one host get into each other's way."""
+    global running
+    if running:
+        import ray
 
         ray.shutdown()
-        del os.environ["RAY_ADDRESS"]
+        running = 0
 
 
 @contextlib.contextmanager
 def nodes_of(*cpus: int):
     """Several Ray nodes on this machine, the first of them the head; yields the cluster and the others."""
-    sys.path.insert(0, str(REPO / "jobs"))
     import job
     import ray
     from ray.cluster_utils import Cluster
 
+    end_ray()
     # a dead node answers at once that it is dead; by itself Ray asks 5 times, every 3 s, before it believes it
     asks = {"health_check_period_ms": 500, "health_check_failure_threshold": 2, "health_check_initial_delay_ms": 0}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], "_system_config": asks})
@@ -63,4 +79,6 @@ def command(verb: str, *options: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
+    """For a process that starts a Ray of its own."""
+    end_ray()
     return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}

@@ -114,55 +114,17 @@ def damage_newest(run: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:5000])
 
 
-def test_worker_killed_driver_killed_and_checkpoint_truncated_end_with_the_same_weights(tiny):
-    with ray_on(2):
-        undisturbed = train_with(tiny, "undisturbed", checkpoint_every_steps=3)
-    options = options_of(tiny, "disturbed", checkpoint_every_steps=3)
-    run = run_of(tiny, "disturbed")
-
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(command("train", *options), env=environment(), start_new_session=True, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    first = start()
-    wait_for(lambda: middle_of_epoch(run, 0))
-    assert kill_workers() >= 1  # Ray starts another one
-    wait_for(lambda: middle_of_epoch(run, 1))
-    assert first.poll() is None
-    os.killpg(first.pid, signal.SIGKILL)  # the driver; the same command goes on
-    first.communicate()
-    time.sleep(2)
-    again = start()
-    said = again.communicate(timeout=200)[0]
-    assert again.returncode == 0, said
-    assert_equal(final_weights(tiny, "disturbed"), undisturbed)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1, 2] and len({line["run"] for line in lines}) == 1
-    assert list((run / "tensorboard" / lines[0]["run"]).iterdir())
-
-    def cut_log() -> None:
-        """As a death between a checkpoint and the line of its epoch leaves it."""
-        (run / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
-
-    cut_log()
-    with ray_on(2):
-        train_with(tiny, "disturbed", checkpoint_every_steps=3)
-        assert tracking.read(str(run)) == lines
-        cut_log()
-        damage_newest(run)
-        assert_equal(train_with(tiny, "disturbed", checkpoint_every_steps=3), undisturbed)
-        assert [e["train_loss"] for e in tracking.read(str(run))] == [e["train_loss"] for e in lines]
-
-
 # without BatchNorm and dropout, which see one worker's images only
 ALIKE = {"backbone": "timm:test_convnext", "lr": 0.05}
 
 
 @pytest.fixture(scope="module")
 def lone(tiny):
-    """Weights that a single worker ends with: of the whole network, and of the last layer alone, compiled and not."""
+    """Weights that a single worker ends with: of the whole network, and of the last layer alone, compiled and not; and
+    of a network with BatchNorm that nothing disturbs."""
     with ray_on(2):
-        return {"whole": train_with(tiny, "whole", **ALIKE), "head": train_with(tiny, "head", layers="head", **ALIKE),
+        return {"undisturbed": train_with(tiny, "undisturbed", checkpoint_every_steps=3),
+                "whole": train_with(tiny, "whole", **ALIKE), "head": train_with(tiny, "head", layers="head", **ALIKE),
                 "compiled": train_with(tiny, "compiled", layers="head", compile=True, **ALIKE)}
 
 
@@ -185,6 +147,11 @@ def test_crops_that_lie_on_the_device_train_alike(tiny, lone, monkeypatch):
         assert torch.allclose(weights, lone["whole"][name], atol=0.03), name  # whole grey levels, enlarged by training
     losses = [[e["train_loss"] for e in tracking.read(str(run_of(tiny, run)))] for run in ("resident", "whole")]
     assert losses[0] == pytest.approx(losses[1], abs=5e-3) and losses[0] != losses[1], losses
+
+
+def test_a_loss_that_is_not_finite_ends_at_once(tiny):
+    with ray_on(2), pytest.raises(TrainingError, match="the loss is nan.*train.lr 1e\\+30 is too high"):
+        train_with(tiny, "diverged", lr=1e30)
 
 
 def test_one_and_two_workers_on_one_and_two_nodes_agree(tiny, lone):
@@ -235,6 +202,45 @@ def test_elastic_training_goes_on_with_the_workers_that_are_left(tiny, lone, mon
         assert torch.allclose(elastic[name], weights, atol=2e-4), name
 
 
+def test_worker_killed_driver_killed_and_checkpoint_truncated_end_with_the_same_weights(tiny, lone):
+    undisturbed = lone["undisturbed"]
+    options = options_of(tiny, "disturbed", checkpoint_every_steps=3)
+    run = run_of(tiny, "disturbed")
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(command("train", *options), env=environment(), start_new_session=True, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    first = start()
+    wait_for(lambda: middle_of_epoch(run, 0))
+    assert kill_workers() >= 1  # Ray starts another one
+    wait_for(lambda: middle_of_epoch(run, 1))
+    assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)  # the driver; the same command goes on
+    first.communicate()
+    time.sleep(2)
+    again = start()
+    said = again.communicate(timeout=200)[0]
+    assert again.returncode == 0, said
+    assert_equal(final_weights(tiny, "disturbed"), undisturbed)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2] and len({line["run"] for line in lines}) == 1
+    assert list((run / "tensorboard" / lines[0]["run"]).iterdir())
+
+    def cut_log() -> None:
+        """As a death between a checkpoint and the line of its epoch leaves it."""
+        (run / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+
+    cut_log()
+    with ray_on(2):
+        train_with(tiny, "disturbed", checkpoint_every_steps=3)
+        assert tracking.read(str(run)) == lines
+        cut_log()
+        damage_newest(run)
+        assert_equal(train_with(tiny, "disturbed", checkpoint_every_steps=3), undisturbed)
+        assert [e["train_loss"] for e in tracking.read(str(run))] == [e["train_loss"] for e in lines]
+
+
 def test_the_papers_three_backbones_run_an_epoch_from_torchvision_files_and_are_compared(tiny, tmp_path, run_job):
     import torchvision
 
@@ -271,8 +277,3 @@ def test_what_a_training_lacks_is_told_before_the_work(tiny, run_job, tmp_path):
                        cwd=tmp_path)
         assert done.returncode == 1 and not (tmp_path / "out").exists()
         assert re.fullmatch(f"error: {lacking[0][2:]}:? .*{re.escape(said)}.*\n", done.stderr), done.stderr
-
-
-def test_a_loss_that_is_not_finite_ends_at_once_and_keeps_the_good_checkpoints(tiny, run_job, tmp_path):
-    with ray_on(2), pytest.raises(TrainingError, match="the loss is nan.*train.lr 1e\\+30 is too high"):
-        train_with(tiny, "diverged", lr=1e30)

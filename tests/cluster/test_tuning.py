@@ -83,13 +83,49 @@ def test_hopeless_trials_end_early_and_diverged_ones_are_the_worst_under_every_s
         assert sum(epochs_of(found)) == 6 and found[-1]["state"] == "unfinished"
 
 
+def test_trials_of_two_workers_leave_no_worker_behind(tiny):
+    config = named(tiny, "group", [GOOD, BAD, DIVERGING], train={"num_workers": 2}, reduction_factor=2, max_epochs=3)
+    with ray_on(2):
+        found = search(config)
+        assert [t["state"] for t in found] == ["finished", "ended", "diverged"]
+        deadline = time.time() + 30
+        while processes_of(b"RayTrainWorker") and time.time() < deadline:
+            time.sleep(0.2)
+        assert not processes_of(b"RayTrainWorker")
+
+
+def test_a_lost_node_costs_no_trial(tiny):
+    points = [GOOD, {"lr": 0.02, "momentum": 0.9}, BAD]
+    with ray_on(2):
+        undisturbed = search(named(tiny, "still", points, {"patience": 60}, max_epochs=12, scheduler="none"))
+    config = named(tiny, "lost", points, {"patience": 60}, max_epochs=12, scheduler="none", max_concurrent=2)
+    # the head computes nothing; a node of two is lost while a trial runs on it, another is there instead
+    with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
+        def lose_one() -> None:
+            run, deadline = f"{space.search_uri(config)}/runs/001", time.time() + 100
+            while len(tracking.read(run)) < 2:
+                assert time.time() < deadline
+                time.sleep(0.02)
+            cluster.remove_node(others[0], allow_graceful=False)
+
+        lost = aside.submit(lose_one)
+        found = search(config)
+        lost.result()
+    assert [t["state"] for t in found] == ["finished"] * 3
+
+    def numbers(trials: list[dict]) -> list:
+        return [[(e["train_loss"], e["val_loss"]) for e in t["history"]] for t in trials]
+
+    assert numbers(found) == numbers(undisturbed)
+
+
 def test_driver_killed_and_interrupted_goes_on_with_what_is_done(killed):
     search, done, again, interrupted, said = killed
     assert again == 130 and interrupted.splitlines()[-1].startswith("error: interrupted"), interrupted
     assert tracking.read(str(search / "runs/000")) == done
     assert len({e["run"] for e in tracking.read(str(search / "runs/001"))}) == 1
     result = json.loads((search / "tune.json").read_text())
-    assert epochs_of(result["trials"]) == [60, 60, 1] and result["trials"][2]["state"] == "ended"
+    assert epochs_of(result["trials"]) == [30, 30, 1] and result["trials"][2]["state"] == "ended"
     assert result["test"]["test_images"] and said.splitlines()[-1].startswith("result: ")
 
 
@@ -99,12 +135,12 @@ def killed(tiny):
 
     Its folder, the first trial's epochs as the killed driver left them, and what the two drivers after it said.
     """
-    config = named(tiny, "killed", [GOOD, GOOD, BAD], {"patience": 60}, max_epochs=60, max_concurrent=1)
+    config = named(tiny, "killed", [GOOD, GOOD, BAD], {"patience": 30}, max_epochs=30, max_concurrent=1)
     folder = Path(space.search_uri(config))
     options = ["--storage", config.storage, "--prepared", "set", "--name", "killed", "--train.backbone",
                config.train.backbone, "--train.layers", "head", "--train.batch_size", "8", "--train.lr", "0.05",
-               "--train.patience", "60", "--tune.plane", "plain", "--tune.lr", "[1e-10, 1e38]", "--tune.max_epochs",
-               "60", "--tune.num_trials", "3", "--tune.max_concurrent", "1"]
+               "--train.patience", "30", "--tune.plane", "plain", "--tune.lr", "[1e-10, 1e38]", "--tune.max_epochs",
+               "30", "--tune.num_trials", "3", "--tune.max_concurrent", "1"]
 
     def start() -> subprocess.Popen:
         return subprocess.Popen(command("tune", *options), env=environment(), start_new_session=True, text=True,
@@ -133,31 +169,6 @@ def killed(tiny):
     return folder, done, second.returncode, interrupted, said
 
 
-def test_a_lost_node_costs_no_trial(tiny):
-    points = [GOOD, {"lr": 0.02, "momentum": 0.9}, BAD]
-    with ray_on(2):
-        undisturbed = search(named(tiny, "still", points, {"patience": 60}, max_epochs=12, scheduler="none"))
-    config = named(tiny, "lost", points, {"patience": 60}, max_epochs=12, scheduler="none", max_concurrent=2)
-    # the head computes nothing; a node of two is lost while a trial runs on it, another is there instead
-    with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
-        def lose_one() -> None:
-            run, deadline = f"{space.search_uri(config)}/runs/001", time.time() + 100
-            while len(tracking.read(run)) < 2:
-                assert time.time() < deadline
-                time.sleep(0.02)
-            cluster.remove_node(others[0], allow_graceful=False)
-
-        lost = aside.submit(lose_one)
-        found = search(config)
-        lost.result()
-    assert [t["state"] for t in found] == ["finished"] * 3
-
-    def numbers(trials: list[dict]) -> list:
-        return [[(e["train_loss"], e["val_loss"]) for e in t["history"]] for t in trials]
-
-    assert numbers(found) == numbers(undisturbed)
-
-
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
 def test_the_page_shows_the_search_in_a_browser(killed, tmp_path):
     from playwright.sync_api import sync_playwright
@@ -176,14 +187,3 @@ def test_the_page_shows_the_search_in_a_browser(killed, tmp_path):
         rows = page.locator("table tr", has_text="ended")
         assert rows.count() == 1 and "1e-09" in rows.inner_text()
         browser.close()
-
-
-def test_trials_of_two_workers_leave_no_worker_behind(tiny):
-    config = named(tiny, "group", [GOOD, BAD, DIVERGING], train={"num_workers": 2}, reduction_factor=2, max_epochs=3)
-    with ray_on(2):
-        found = search(config)
-        assert [t["state"] for t in found] == ["finished", "ended", "diverged"]
-        deadline = time.time() + 30
-        while processes_of(b"RayTrainWorker") and time.time() < deadline:
-            time.sleep(0.2)
-        assert not processes_of(b"RayTrainWorker")
