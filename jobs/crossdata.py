@@ -1,14 +1,6 @@
 """Train on each data set of data.sources and test on every other."""
 
-import job
-
-
-def run(config):
-    """Import what is heavy only after the options are read."""
-    import studies
-
-    return studies.run_crossdata(config)
-
+from fer_ray.cli.main import run
 
 if __name__ == "__main__":
-    job.main(run, __doc__)
+    run("crossdata")

@@ -1,14 +1,6 @@
 """Several runs for one score: folds, seeds, or the paper's split beside an honest one."""
 
-import job
-
-
-def run(config):
-    """Import what is heavy only after the options are read."""
-    import studies
-
-    return studies.run_crossval(config)
-
+from fer_ray.cli.main import run
 
 if __name__ == "__main__":
-    job.main(run, __doc__)
+    run("crossval")

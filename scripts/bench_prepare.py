@@ -23,11 +23,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "jobs")]
 
 import cv2  # noqa: E402
-import job  # noqa: E402
 import numpy as np  # noqa: E402
 
-from fer_ray import manifest, pixels, prepare  # noqa: E402
+from fer_ray.cli import connection  # noqa: E402
 from fer_ray.config import Config, FacesConfig  # noqa: E402
+from fer_ray.data import manifest, pixels, prepare, prepared_set  # noqa: E402
 
 
 def images_of(root: Path, count: int, side: int) -> list[str]:
@@ -91,7 +91,7 @@ def main() -> None:
     data = manifest.Manifest(data.rows.slice(0, options.images), data.rejected)
     images = data.rows.column("image").to_pylist()
     print(f"{len(images)} images of {options.side} px, {os.cpu_count()} cores, {platform.processor() or 'x86'}")
-    job.connect()
+    connection.connect()
     with tempfile.TemporaryDirectory() as out:
         with_ray(data.__class__(data.rows.slice(0, 256), data.rejected), out)  # starts the workers
         naive, ours, alone, pool = [], [], [], []
@@ -132,20 +132,20 @@ def main() -> None:
 def without_ray(data: manifest.Manifest, out: str) -> float:
     """Images/s of the same function in a bare pool of processes: what this machine's cores can do side by side."""
     images = data.rows.to_pylist()
-    parts = [{"part": [p], "images": [images[p * prepare.PART_ROWS : (p + 1) * prepare.PART_ROWS]]}
-             for p in range(len(images) // prepare.PART_ROWS)]
+    parts = [{"part": [p], "images": [images[p * prepared_set.PART_ROWS : (p + 1) * prepared_set.PART_ROWS]]}
+             for p in range(len(images) // prepared_set.PART_ROWS)]
     pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
     start = time.perf_counter()
     pool.starmap(prepare.crop_parts, [(part, out, FacesConfig()) for part in parts], chunksize=1)
     seconds = time.perf_counter() - start
     pool.close()  # not terminated: the signal would meet the handlers inherited from Ray
     pool.join()
-    return len(parts) * prepare.PART_ROWS / seconds
+    return len(parts) * prepared_set.PART_ROWS / seconds
 
 
 def agree(boxes: dict, data: manifest.Manifest, folder: str) -> float:
     """Share of the loop's faces whose box ours meets with an IoU of at least 0.9."""
-    parts = prepare.read_metadata(folder, -(-data.rows.num_rows // prepare.PART_ROWS))
+    parts = prepared_set.read_metadata(folder, -(-data.rows.num_rows // prepared_set.PART_ROWS))
     ours = dict(zip((data.rows.column("image")[r].as_py() for r in parts["row"]), parts["box"], strict=True))
     return float(np.mean([i in ours and iou(box, ours[i]) >= 0.9 for i, box in boxes.items() if box]))
 

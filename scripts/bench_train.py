@@ -31,9 +31,9 @@ def subset(prepared: str, folder: str, images: int) -> str:
     """A prepared set with `images` training images of another (some repeated, if it has fewer) and few of the rest."""
     import pandas as pd
 
-    from fer_ray import prepare
+    from fer_ray.data import prepared_set
 
-    index = prepare.read_index(prepared)
+    index = prepared_set.read_index(prepared)
     train = index[index["split"] == "train"]
     train = train.sample(images, replace=images > len(train), random_state=0)
     rest = index[index["split"] != "train"].groupby("split").head(32)
@@ -60,7 +60,7 @@ def _link(source: str, target: str) -> None:
 
 def ours(storage: str, backbone: str, options) -> dict:
     """The job on the prepared set `set`; its rates, its waiting for data and its fixed cost, imports included."""
-    from fer_ray import tracking
+    from fer_ray.train import tracking
 
     name = f"{backbone}-{time.time_ns()}"
     command = [sys.executable, str(ROOT / "jobs/train.py"), "--storage", storage, "--prepared", "set", "--name", name,
@@ -84,9 +84,9 @@ def ours(storage: str, backbone: str, options) -> dict:
 
 def limit(backbone: str, options) -> float:
     """Images/s of the same steps on random tensors that lie on the device."""
-    import job
+    from fer_ray.cli import connection
 
-    return alone([sys.executable, __file__, "--only", "limit"], backbone, options, job.HEAP)
+    return alone([sys.executable, __file__, "--only", "limit"], backbone, options, connection.HEAP)
 
 
 def reference(folder: str, backbone: str, options) -> float:
@@ -110,8 +110,9 @@ def limit_loop(options) -> None:
     """Print images/s of steps whose images need nothing."""
     import torch
 
-    from fer_ray import backbones, loop
     from fer_ray.config import TrainConfig
+    from fer_ray.model import backbones
+    from fer_ray.train import loop
 
     device = torch.device(options.device)
     torch.set_num_threads(max(1, os.cpu_count() // options.num_workers))
@@ -141,8 +142,9 @@ def reference_loop(options) -> None:
     from torch.utils.data import DataLoader, DistributedSampler
     from torchvision import datasets, transforms
 
-    from fer_ray import augment, backbones, loop
     from fer_ray.config import TrainConfig
+    from fer_ray.model import augment, backbones
+    from fer_ray.train import loop
 
     dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
     device = torch.device(options.device, int(os.environ["LOCAL_RANK"]) if options.device == "cuda" else None)
@@ -182,11 +184,11 @@ def export_jpegs(prepared: str, folder: str) -> str:
     """The training crops as JPEG files, a folder a class."""
     import cv2
 
-    from fer_ray import prepare
+    from fer_ray.data import prepared_set
 
-    index = prepare.read_index(prepared)
+    index = prepared_set.read_index(prepared)
     rows = index[index["split"] == "train"]
-    crops = prepare.read_crops(prepared, rows)
+    crops = prepared_set.read_crops(prepared, rows)
     for row in rows.to_dict("records"):
         Path(folder, row["expression"]).mkdir(parents=True, exist_ok=True)
         crop = crops[row["image"]]
@@ -213,11 +215,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.only:
         return {"limit": limit_loop, "reference": reference_loop}[options.only](options)
-    import job
+    from fer_ray.cli import connection
 
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
     start = time.time()
-    job.connect()
+    connection.connect()
     print(f"{device}; ray.init {time.time() - start:.1f} s", flush=True)
     import ray  # after `connect`, which sets what Ray reads when it is imported
 

@@ -52,10 +52,11 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     options = parser.parse_args()
 
-    import job
     from bench_train import linked, subset
 
-    from fer_ray import prepare, space, tuning
+    from fer_ray.cli import connection
+    from fer_ray.data import prepared_set
+    from fer_ray.tune import search, space
 
     begun = time.time()
     folder = tempfile.mkdtemp(prefix="bench_tune_")
@@ -63,19 +64,19 @@ def main() -> None:
     if options.images:
         prepared = subset(prepared, f"{folder}/set", options.images)
     if options.least:
-        index = prepare.read_index(prepared)
+        index = prepared_set.read_index(prepared)
         counts = index[index["split"] == "val"]["expression"].value_counts()
         kept = index[index["expression"].isin(counts[counts >= options.least].index)]
         print(f"validation images {counts.to_dict()}, {len(kept)} of {len(index)} images kept", flush=True)
         prepared = linked(prepared, f"{folder}/kept", kept)
-    job.connect()
-    loaded = tuning.load(config_of("grid", 0, folder, options), prepared)
+    connection.connect()
+    loaded = search.load(config_of("grid", 0, folder, options), prepared)
     table = {}
     for seed in range(options.seeds):
         for method in METHODS:
             config = config_of(method, seed, folder, options)
             start = time.time()
-            found = tuning.search(config, prepared, loaded)
+            found = search.search(config, prepared, loaded)
             best = max(found, key=lambda t: t["score"])
             table[method, seed] = {"score": best["score"], "epochs": sum(len(t["history"]) for t in found),
                                    "trials": len(found), "seconds": time.time() - start, **best["settings"]}

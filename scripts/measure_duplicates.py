@@ -18,8 +18,8 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
-from fer_ray import duplicates, faces, pixels  # noqa: E402
 from fer_ray.config import FacesConfig  # noqa: E402
+from fer_ray.data import duplicates, faces, pixels  # noqa: E402
 
 
 def reencoded(picture: np.ndarray) -> np.ndarray:

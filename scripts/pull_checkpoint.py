@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fer_ray import checkpoints, published  # noqa: E402
+from fer_ray.model import checkpoints, registry  # noqa: E402
 
 COLUMNS = {"name": "name", "state": "state", "backbone": "backbone", "validation": "val. bal. accuracy",
            "test": "test bal. accuracy", "data": "data", "date": "date (UTC)"}
@@ -33,7 +33,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         if given.list:
-            print_table(published.listing(given.storage))
+            print_table(registry.listing(given.storage))
         else:
             pull(given.storage, given.name, given.to)
     except (checkpoints.CheckpointError, OSError) as error:
@@ -58,13 +58,13 @@ def pull(root: str, name: str, to: str) -> None:
     """Fetch with a bar, then say how to use it."""
     from tqdm import tqdm
 
-    checkpoint = published.find(root, name)
+    checkpoint = registry.find(root, name)
     folder = to or name or checkpoint.rstrip("/").split("/")[-2]
     with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=folder, disable=None) as bar:
         def show(done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.refresh()
-        published.fetch(checkpoint, folder, show)
+        registry.fetch(checkpoint, folder, show)
     told = checkpoints.describe(folder)
     print(f"{folder}: {told['backbone']}, validation balanced accuracy "
           f"{told['metrics']['val_balanced_accuracy']:.3f} after epoch {told['metrics']['epoch'] + 1}, sha256 verified")

@@ -18,12 +18,12 @@ running = 0  # CPUs of the Ray that the last test left
 def ray_on(num_cpus: int):
     """A Ray on this machine. It stays for the next test that wants the same: its start takes as long as a test."""
     global running
-    import job
+    from fer_ray.cli import connection
 
     if running != num_cpus:
         end_ray()
         os.environ["RAY_ADDRESS"] = "local"
-        job.connect(num_cpus=num_cpus)
+        connection.connect(num_cpus=num_cpus)
         del os.environ["RAY_ADDRESS"]
         running = num_cpus
     try:
@@ -46,9 +46,10 @@ def end_ray() -> None:
 @contextlib.contextmanager
 def nodes_of(*cpus: int):
     """Several Ray nodes on this machine, the first of them the head; yields the cluster and the others."""
-    import job
     import ray
     from ray.cluster_utils import Cluster
+
+    from fer_ray.cli import connection
 
     end_ray()
     # a dead node answers at once that it is dead; by itself Ray asks 5 times, every 3 s, before it believes it
@@ -57,7 +58,7 @@ def nodes_of(*cpus: int):
     try:
         others = [cluster.add_node(num_cpus=n) for n in cpus[1:]]
         os.environ["RAY_ADDRESS"] = cluster.address
-        job.connect()
+        connection.connect()
         yield cluster, others
     finally:
         os.environ.pop("RAY_ADDRESS", None)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from cluster.conftest import command, environment
 
-from fer_ray.datasets.sample import write_sample
+from fer_ray.data.sample import write_sample
 
 OPTIONS = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}]', "--evaluate.also",
            '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "timm:test_resnet",

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from cluster.conftest import command, environment
 
-from fer_ray.datasets.sample import write_sample
+from fer_ray.data.sample import write_sample
 
 TRAIN = ["--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8"]
 SOURCES = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]']

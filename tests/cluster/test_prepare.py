@@ -17,9 +17,10 @@ import pytest
 from cluster.conftest import command, environment, nodes_of, ray_on
 from PIL import Image
 
-from fer_ray import overview, prepare, splits
 from fer_ray.config import Config, DataConfig, FacesConfig, FolderConfig, SplitConfig
-from fer_ray.datasets import read_manifest, sample
+from fer_ray.data import prepare, prepared_set, sample, splits
+from fer_ray.data.sources import read_manifest
+from fer_ray.report import prepared_page
 
 
 def config_for(root, out, **options) -> Config:
@@ -121,7 +122,7 @@ def test_every_bad_file_is_a_row_with_its_reason_and_none_stops_the_job(messy, t
         summary = json.loads((folder / "prepared.json").read_text())
         assert summary["leaks"] == dict.fromkeys(splits.LEAK_KINDS, 0) and summary["near_duplicates"] >= 5
         assert sum(summary["counts"]["read"]["folder"].values()) == good + bad
-        page = Path(overview.write(str(folder), "set")).read_text()
+        page = Path(prepared_page.write(str(folder), "set")).read_text()
         assert "too large: 400000000 px" in page and "http" not in page.replace("http-equiv", "")
         whole = prepared(dataclasses.replace(config, faces=FacesConfig(on_no_face="whole")))
         index = table(whole, "index").set_index("image")
@@ -177,7 +178,7 @@ def test_a_killed_prepare_is_not_complete_and_goes_on_and_a_lost_node_changes_no
     process.wait()
     time.sleep(1)  # the workers see that their driver is gone
     done = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("images/part-*.parquet")}
-    assert 2 <= len(done) < 6 and not prepare.is_complete(str(folder))
+    assert 2 <= len(done) < 6 and not prepared_set.is_complete(str(folder))
     again = subprocess.run(command("prepare", *options), cwd=tmp_path, env=environment(), capture_output=True,
                            text=True, timeout=200)
     assert again.returncode == 0, again.stderr

@@ -20,8 +20,8 @@ import pytest
 import s3
 from cluster.conftest import REPO, command, environment
 
-from fer_ray.datasets.sample import write_sample
-from fer_ray.manifest import EXPRESSIONS
+from fer_ray.data.manifest import EXPRESSIONS
+from fer_ray.data.sample import write_sample
 
 STORAGE = "s3://bucket/work"
 RAY = Path(sys.executable).with_name("ray")

@@ -15,10 +15,11 @@ import torch
 from cluster.conftest import command, environment, nodes_of, ray_on
 from safetensors.torch import load, load_file
 
-from fer_ray import loop, prepare, tracking, training
 from fer_ray.config import Config, DataConfig, TrainConfig
-from fer_ray.datasets import read_manifest, sample
-from fer_ray.workers import LonePlace, TrainingError, given
+from fer_ray.data import prepare, sample
+from fer_ray.data.sources import read_manifest
+from fer_ray.train import loop, tracking, training
+from fer_ray.train.workers import LonePlace, TrainingError, given
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def run_of(config: Config, name: str) -> Path:
 
 def final_weights(config: Config, name: str) -> dict[str, torch.Tensor]:
     """Weights after the last epoch."""
-    from fer_ray import checkpoints
+    from fer_ray.model import checkpoints
 
     newest = checkpoints.find_latest(str(run_of(config, name)))
     assert checkpoints.describe(newest)["progress"]["epoch"] == config.train.epochs
@@ -108,7 +109,7 @@ def kill_workers() -> int:
 
 def damage_newest(run: Path) -> None:
     """Cut the newest checkpoint short."""
-    from fer_ray import checkpoints
+    from fer_ray.model import checkpoints
 
     weights = Path(checkpoints.find_latest(str(run))) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])

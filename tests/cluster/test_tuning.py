@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 from cluster.conftest import command, environment, nodes_of, ray_on
 
-from fer_ray import prepare, space, storage, tracking, tuning
+from fer_ray import storage
 from fer_ray.config import Config, DataConfig, TrainConfig, TuneConfig
-from fer_ray.datasets import read_manifest, sample
+from fer_ray.data import prepare, sample
+from fer_ray.data.sources import read_manifest
+from fer_ray.train import tracking
+from fer_ray.tune import search, space
 
 GOOD, BAD, DIVERGING = ({"lr": lr, "momentum": 0.9} for lr in (0.05, 1e-9, 1e38))
 
@@ -41,8 +44,8 @@ def named(config: Config, name: str, points: list[dict], train: dict | None = No
     return changed
 
 
-def search(config: Config) -> list[dict]:
-    return tuning.search(config, f"{config.storage}/prepared/set")
+def searched(config: Config) -> list[dict]:
+    return search.search(config, f"{config.storage}/prepared/set")
 
 
 def processes_of(word: bytes) -> int:
@@ -61,32 +64,32 @@ def epochs_of(trials: list[dict]) -> list[int]:
 
 def test_hopeless_trials_end_early_and_diverged_ones_are_the_worst_under_every_scheduler(tiny):
     with ray_on(2):
-        found = search(named(tiny, "asha", [GOOD, BAD, DIVERGING], reduction_factor=2))
+        found = searched(named(tiny, "asha", [GOOD, BAD, DIVERGING], reduction_factor=2))
         good, bad, diverged = found
         assert [t["state"] for t in found] == ["finished", "ended", "diverged"]
         assert epochs_of([good, bad]) == [4, 1] and diverged["score"] == 0 and "too high" in diverged["reason"]
         config = named(tiny, "asha", [GOOD, BAD, DIVERGING], reduction_factor=2)
-        best = tuning.choose(config, found)
+        best = search.choose(config, found)
         named_best = storage.read_json(f"{tiny.storage}/best/asha.json")
         assert best is good and named_best["checkpoint"].startswith(good["run"])
         before = [tracking.read(t["run"]) for t in found]
-        assert [tracking.read(t["run"]) for t in search(config)] == before  # made again, it trains nothing again
+        assert [tracking.read(t["run"]) for t in searched(config)] == before  # made again, it trains nothing again
         for name, scheduler in (("median", "median"), ("hyperband", "hyperband"), ("full", "none")):
             config = named(tiny, name, [GOOD, BAD, DIVERGING], scheduler=scheduler, max_concurrent=2)
-            found = search(config)
-            assert tuning.choose(config, found)["number"] == 0, name
+            found = searched(config)
+            assert search.choose(config, found)["number"] == 0, name
             assert found[2]["state"] == "diverged" and epochs_of(found)[0] == 4, name
         assert epochs_of(found)[:2] == [4, 4]
-        found = search(named(tiny, "patience", [BAD], {"patience": 1}, scheduler="none", num_trials=1))
+        found = searched(named(tiny, "patience", [BAD], {"patience": 1}, scheduler="none", num_trials=1))
         assert found[0]["state"] == "finished" and epochs_of(found) == [2]
-        found = search(named(tiny, "budget", [GOOD, GOOD, GOOD], budget_epochs=6))
+        found = searched(named(tiny, "budget", [GOOD, GOOD, GOOD], budget_epochs=6))
         assert sum(epochs_of(found)) == 6 and found[-1]["state"] == "unfinished"
 
 
 def test_trials_of_two_workers_leave_no_worker_behind(tiny):
     config = named(tiny, "group", [GOOD, BAD, DIVERGING], train={"num_workers": 2}, reduction_factor=2, max_epochs=3)
     with ray_on(2):
-        found = search(config)
+        found = searched(config)
         assert [t["state"] for t in found] == ["finished", "ended", "diverged"]
         deadline = time.time() + 30
         while processes_of(b"RayTrainWorker") and time.time() < deadline:
@@ -97,7 +100,7 @@ def test_trials_of_two_workers_leave_no_worker_behind(tiny):
 def test_a_lost_node_costs_no_trial(tiny):
     points = [GOOD, {"lr": 0.02, "momentum": 0.9}, BAD]
     with ray_on(2):
-        undisturbed = search(named(tiny, "still", points, {"patience": 60}, max_epochs=12, scheduler="none"))
+        undisturbed = searched(named(tiny, "still", points, {"patience": 60}, max_epochs=12, scheduler="none"))
     config = named(tiny, "lost", points, {"patience": 60}, max_epochs=12, scheduler="none", max_concurrent=2)
     # the head computes nothing; a node of two is lost while a trial runs on it, another is there instead
     with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
@@ -109,7 +112,7 @@ def test_a_lost_node_costs_no_trial(tiny):
             cluster.remove_node(others[0], allow_graceful=False)
 
         lost = aside.submit(lose_one)
-        found = search(config)
+        found = searched(config)
         lost.result()
     assert [t["state"] for t in found] == ["finished"] * 3
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from fer_ray import augment, batches
+from fer_ray.model import augment
+from fer_ray.train import batches
 
 CROP = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer_ray import datasets, evaluation, faces, pixels
 from fer_ray.config import (
     CkPlusConfig,
     DataConfig,
@@ -21,8 +20,9 @@ from fer_ray.config import (
     SourceConfig,
     TableConfig,
 )
-from fer_ray.datasets import sample
-from fer_ray.manifest import EXPRESSIONS, DataError, canonical_expression
+from fer_ray.data import faces, pixels, sample, sources
+from fer_ray.data.manifest import EXPRESSIONS, DataError, canonical_expression
+from fer_ray.evaluate import evaluation
 
 GREY = " ".join(str(i % 256) for i in range(48 * 48))
 
@@ -42,7 +42,7 @@ def put(path, side=40):
 
 
 def read(root, kind="auto", by="subject", **options):
-    found = datasets.read_manifest(DataConfig(kind, str(root), **options), by)
+    found = sources.read_manifest(DataConfig(kind, str(root), **options), by)
     return found.rows.to_pandas(), found.rejected.to_pandas()
 
 
@@ -104,7 +104,7 @@ def test_ckplus_damaged_label_names_the_file(tmp_path, text):
 
 @given(st.floats(0, 100), st.floats(0, 100), st.integers(1, 71))
 def test_every_frame_is_selected_or_has_a_reason(one, other, count):
-    from fer_ray.datasets import ckplus
+    from fer_ray.data.layouts import ckplus
 
     options = CkPlusConfig(neutral_below=min(one, other), expression_above=max(one, other))
     for label in ("fear", None):
@@ -340,14 +340,14 @@ def test_every_layout_is_recognised_and_said(root, tmp_path, capsys):
 
 def test_sources_are_joined_and_missing_folders_named(root, tmp_path):
     both = [SourceConfig("ckplus", "CK+"), SourceConfig("jaffe", "jaffe")]
-    rows = datasets.read_manifest(DataConfig(root=str(root), sources=both)).rows
+    rows = sources.read_manifest(DataConfig(root=str(root), sources=both)).rows
     assert set(rows.column("dataset").to_pylist()) == {"ckplus", "jaffe"}
     with pytest.raises(DataError, match="nowhere is not a folder"):
         read(tmp_path / "nowhere", kind="jaffe")
     with pytest.raises(DataError, match="is not set"):
-        datasets.read_manifest(DataConfig(root="$FER_RAY_NO_SUCH_VARIABLE"))
+        sources.read_manifest(DataConfig(root="$FER_RAY_NO_SUCH_VARIABLE"))
     with pytest.raises(DataError, match="jaffe stands there twice; give each source a name"):
-        datasets.read_manifest(DataConfig(root=str(root), sources=[both[1], both[1]]))
+        sources.read_manifest(DataConfig(root=str(root), sources=[both[1], both[1]]))
 
 
 def test_names_in_any_encoding_are_read(tmp_path):
@@ -364,7 +364,7 @@ def test_names_in_any_encoding_are_read(tmp_path):
 
 def test_sample_is_deterministic_and_never_overwrites_other_files(root, tmp_path):
     again = tmp_path / "again"
-    assert len(datasets.read_manifest(DataConfig("sample", str(again), sample=SampleConfig(6, 0))).rows)
+    assert len(sources.read_manifest(DataConfig("sample", str(again), sample=SampleConfig(6, 0))).rows)
     files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     assert all((root / f).read_bytes() == (again / f).read_bytes() for f in files)
@@ -397,7 +397,7 @@ def test_a_name_is_an_expression_or_an_error(name):
 
 @given(st.lists(st.sampled_from(EXPRESSIONS), min_size=1, max_size=20), st.randoms())
 def test_the_order_of_rows_never_matters(tmp_path_factory, expressions, random):
-    from fer_ray.manifest import build
+    from fer_ray.data.manifest import build
 
     rows = [{"image": f"{i:03}.png", "expression": e, "subject": str(i % 3)} for i, e in enumerate(expressions)]
     shuffled = random.sample(rows, len(rows))

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fer_ray import faces, pixels
 from fer_ray.config import FacesConfig
-from fer_ray.datasets.sample import render_face
+from fer_ray.data import faces, pixels
+from fer_ray.data.sample import render_face
 
 
 def encode(image: Image.Image, form="PNG", **options) -> bytes:

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_ray import config, evaluation, explanation, labels, options, protocols
-from fer_ray.duplicates import HASHES
-from fer_ray.manifest import EXPRESSIONS
+from fer_ray import config, options
+from fer_ray.data.duplicates import HASHES
+from fer_ray.data.manifest import EXPRESSIONS
+from fer_ray.evaluate import evaluation, explanation, labels, protocols
 
 
 def noisy(n=400, flipped=40, seed=0):
@@ -95,7 +96,7 @@ def test_what_is_explained_are_the_surest_mistakes_one_a_person():
 
 @pytest.mark.parametrize("backbone", ["alexnet", "resnet18", "efficientnet_lite0"])
 def test_heat_maps_lie_between_0_and_1_and_leave_the_network_as_it_was(backbone):
-    from fer_ray import backbones
+    from fer_ray.model import backbones
 
     model = backbones.build(backbone).eval()
     crop = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)

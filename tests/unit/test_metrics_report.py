@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from fer_ray import comparison, metrics, report
+from fer_ray.evaluate import comparison
+from fer_ray.model import metrics
+from fer_ray.report import pages
 
 CARD = {"intended_use": "tests", "limits": "", "provenance": "", "licence": ""}
 NOTHING = {"montage": [], "augmented": [], "explained": {}}
@@ -36,7 +38,7 @@ def test_known_numbers_by_hand():
 
 
 def page_of(result: dict, shown: dict) -> str:
-    return report.render(result, shown, report.draw(result, shown))
+    return pages.render(result, shown, pages.draw(result, shown))
 
 
 def test_interval_over_people_is_wider_than_over_images():
@@ -141,5 +143,5 @@ def test_matrix_of_data_sets_counts_the_classes_both_have():
                "B": {"metrics": other, "also": [{"name": "A", "metrics": None, "left_out": {}}]}}
     found = comparison.matrix(reports)
     assert found["scores"] == [[1.0, 0.5], [None, 0.5]] and found["classes"] == [[3, 2], [0, 2]]
-    page = report.render_matrix({"name": "x", "created": "now", "command": "c"} | found)
+    page = pages.render_matrix({"name": "x", "created": "now", "command": "c"} | found)
     assert "3 copies" in page and page.count("<tr>") == 5

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from fer_ray import backbones, checkpoints, loop, room, schedule
 from fer_ray.config import ConfigError, TrainConfig
+from fer_ray.model import backbones, checkpoints
+from fer_ray.train import loop, resources, schedule
 
 
 @pytest.mark.parametrize("name", ["alexnet", "resnet18", "efficientnet_lite0"])
@@ -138,14 +139,14 @@ def test_a_cluster_that_is_too_small_is_named_at_once(monkeypatch, cluster, trai
 
     t = TrainConfig(**train)
     with pytest.raises(ConfigError, match=words):
-        room.of_worker(cluster, t)
+        resources.of_worker(cluster, t)
     node = {"Alive": True, "Labels": {"ray.io/node-id": "1"}}
     monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
     monkeypatch.setattr(ray, "nodes", lambda: [node, {"Alive": False, "Labels": {"ray.io/node-group": "gpu"}}])
     with pytest.raises(ConfigError, match=words):
-        room.is_there(t)
+        resources.is_there(t)
     monkeypatch.setattr(ray, "nodes", lambda: [node | {"Labels": {"ray.io/node-group": "head"}}])
-    assert not room.is_there(t)  # an autoscaler may start what is missing
+    assert not resources.is_there(t)  # an autoscaler may start what is missing
 
 
 def test_workers_share_the_cores_of_a_node(monkeypatch):
@@ -154,7 +155,7 @@ def test_workers_share_the_cores_of_a_node(monkeypatch):
     def threads(*cores, **train):
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": c >= 0, "Resources": {"CPU": c} if c > 0 else {}}
                                                    for c in cores])
-        return room.threads(TrainConfig(**train), 1)
+        return resources.threads(TrainConfig(**train), 1)
 
     assert threads(8) == 8 and threads(8, num_workers=4) == 2 and threads(1, num_workers=4) == 1
     assert threads(0, 8, 8, -1, num_workers=2) == 8  # a head without job work, two nodes and one that is gone

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fer_ray import checkpoints, published, storage
+from fer_ray import storage
+from fer_ray.model import checkpoints, registry
 
 SCRIPT = Path(__file__).parents[2] / "scripts/pull_checkpoint.py"
 
@@ -29,13 +30,13 @@ def root(tmp_path):
 
 def test_the_list_has_bests_and_unfinished_runs(root):
     assert [{k: e[k] for k in ("name", "state", "backbone", "validation", "test", "data")}
-            for e in sorted(published.listing(root), key=lambda e: e["name"])] == [
+            for e in sorted(registry.listing(root), key=lambda e: e["name"])] == [
         {"name": "one", "state": "best", "backbone": "resnet18", "validation": 0.5, "test": 0.25, "data": "folder:/d"},
         {"name": "two", "state": "unfinished", "backbone": "alexnet", "validation": None, "test": None, "data": ""}]
 
 
 def test_an_interrupted_fetch_goes_on_where_it_ended(root, tmp_path, monkeypatch):
-    source, target, read = published.find(root), str(tmp_path / "to"), storage.read_range
+    source, target, read = registry.find(root), str(tmp_path / "to"), storage.read_range
     asked = []
 
     def breaks(uri, first, length):
@@ -45,33 +46,33 @@ def test_an_interrupted_fetch_goes_on_where_it_ended(root, tmp_path, monkeypatch
         return read(uri, first, length)
 
     monkeypatch.setattr(storage, "read_range", breaks)
-    monkeypatch.setattr(published, "SIDE_BY_SIDE", 1)
-    monkeypatch.setattr(published, "as_completed", lambda parts: sorted(parts, key=lambda p: -parts[p]))
+    monkeypatch.setattr(registry, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(registry, "as_completed", lambda parts: sorted(parts, key=lambda p: -parts[p]))
     with pytest.raises(OSError, match="dead"):
-        published.fetch(source, target)
+        registry.fetch(source, target)
     assert not (tmp_path / "to/model.json").exists() and len(asked) == 3
     asked.clear()
     monkeypatch.setattr(storage, "read_range", lambda *a: asked.append(a[1]) or read(*a))
-    published.fetch(source, target)
+    registry.fetch(source, target)
     assert asked == [0] and sorted(p.name for p in (tmp_path / "to").iterdir()) == ["model.json", "model.safetensors"]
     assert Path(target, "model.safetensors").read_bytes() == Path(source, "model.safetensors").read_bytes()
 
 
 def test_what_does_not_verify_is_refused_and_removed(root, tmp_path):
-    weights = Path(published.find(root), "model.safetensors")
+    weights = Path(registry.find(root), "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(checkpoints.CheckpointError, match="sha256 differs"):
-        published.fetch(published.find(root), str(tmp_path / "to"))
+        registry.fetch(registry.find(root), str(tmp_path / "to"))
     assert list((tmp_path / "to").iterdir()) == []
 
 
 def test_another_checkpoint_is_not_overwritten(root, tmp_path):
-    published.fetch(published.find(root), str(tmp_path / "to"))
-    published.fetch(published.find(root), str(tmp_path / "to"))  # there already
+    registry.fetch(registry.find(root), str(tmp_path / "to"))
+    registry.fetch(registry.find(root), str(tmp_path / "to"))  # there already
     told = json.loads((tmp_path / "to/model.json").read_text())
     (tmp_path / "to/model.json").write_text(json.dumps(told | {"sha256": hashlib.sha256(b"").hexdigest()}))
     with pytest.raises(checkpoints.CheckpointError, match="holds another"):
-        published.fetch(published.find(root), str(tmp_path / "to"))
+        registry.fetch(registry.find(root), str(tmp_path / "to"))
 
 
 def test_the_script_says_how_to_use_it_and_what_is_wrong(root, tmp_path):

@@ -20,22 +20,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fer_ray import (
-    checkpoints,
-    config,
-    datasets,
-    figures,
-    manifest,
-    metrics,
-    options,
-    overview,
-    pixels,
-    prepare,
-    report,
-    storage,
-    tracking,
-)
+from fer_ray import config, options, storage
 from fer_ray.config import DataConfig, SourceConfig, TableConfig
+from fer_ray.data import manifest, pixels, prepare, prepared_set, sources
+from fer_ray.model import checkpoints, metrics
+from fer_ray.report import figures, pages, prepared_page
+from fer_ray.train import tracking
 
 REPO = Path(__file__).parents[2]
 OUTSIDE, NOT_THERE = "path leaves the data set's folder", "file not found"
@@ -49,7 +39,7 @@ def put(path, value=99):
 
 def read(root, kind="auto", **more):
     """File names that are used, and reasons by file name of those that are not."""
-    found = datasets.read_manifest(DataConfig(kind, str(root), **more), "image")
+    found = sources.read_manifest(DataConfig(kind, str(root), **more), "image")
     assert prepare._sources(found.rows)  # every row that is used can be opened
     return (sorted(Path(i).name for i in found.rows.column("image").to_pylist()),
             {Path(r["image"]).name: r["reason"] for r in found.rejected.to_pylist()})
@@ -165,13 +155,13 @@ def test_a_picture_whose_name_reads_like_a_row_of_a_table_is_that_picture(tmp_pa
     pq.write_table(pa.table({"c.png": [secret.read_bytes()]}), tmp_path / "elsewhere/t.parquet")
     os.symlink(tmp_path / "elsewhere/t.parquet", tmp_path / "set/fear/t.parquet")
     put(tmp_path / "set/fear/t.parquet#row=000000000,column=c.png", value=7)
-    found = datasets.read_manifest(DataConfig("folder", str(tmp_path / "set")))
+    found = sources.read_manifest(DataConfig("folder", str(tmp_path / "set")))
     assert [int(pixels.load(i)[0, 0]) for i in found.rows.column("image").to_pylist()] == [7]
 
 
 def test_the_page_of_a_prepared_set_shows_no_picture_from_outside(secret):
     rejected = pd.DataFrame({"image": [str(secret)] * 3, "reason": [OUTSIDE, NOT_THERE, "no face found"]})
-    assert list(overview._rejected_examples(rejected)) == ["no face found"]
+    assert list(prepared_page._rejected_examples(rejected)) == ["no face found"]
 
 
 def test_only_common_image_formats_are_decoded():
@@ -210,9 +200,9 @@ def test_pages_show_names_and_do_not_run_them():
               "versions": {EVIL: EVIL}, "checkpoint": EVIL, "fingerprint": EVIL, "history": [], "also": [],
               "groups": {EVIL: [group]}, "labels": None, "calibration": None}
     shown = {"montage": [], "augmented": [], "explained": {}}
-    page = report.render(result, shown, report.draw(result, shown))
+    page = pages.render(result, shown, pages.draw(result, shown))
     index = pd.DataFrame({"subject": [EVIL], "face_found": [True]})
-    prepared = report.render_prepared(EVIL, result | {"folds": 0, "config": {"faces": {"detector": EVIL}}}, index,
+    prepared = pages.render_prepared(EVIL, result | {"folds": 0, "config": {"faces": {"detector": EVIL}}}, index,
                                       result["leak_examples"], dict.fromkeys(PICTURES))
     for shown in (page, prepared):
         assert "<script" not in shown and "&lt;script&gt;alert(1)" in shown and "{{7*7}}" in shown
@@ -226,7 +216,7 @@ def test_names_from_folders_reach_the_terminal_without_control_characters(tmp_pa
         folder = os.path.join(os.fsencode(tmp_path), name, b"fear")
         os.makedirs(folder)
         os.rename(put(tmp_path / "x.png"), os.path.join(folder, b"a.png"))
-    found = datasets.read_manifest(DataConfig(root=str(tmp_path)), "image")
+    found = sources.read_manifest(DataConfig(root=str(tmp_path)), "image")
     assert set(found.rows.column("dataset").to_pylist()) == {r"\x1b]0;owned\x07", r"s\udce9t"}
     said = capsys.readouterr().out
     assert r"\x1b]0;owned" in said and "\x1b" not in said
@@ -274,10 +264,10 @@ def test_parquet_from_elsewhere_unpickles_nothing(tmp_path, nested):
         folder.mkdir(parents=True)
     pq.write_table(pa.table({"image": column, "expression": ["fear"]}), data / "t.parquet")
     for file in ("index.parquet", "images/part-00000.parquet"):
-        pq.write_table(pa.table(dict.fromkeys(["crop", *(name for name, _ in prepare._META)], column)), root / file)
+        pq.write_table(pa.table(dict.fromkeys(["crop", *(name for name, _ in prepared_set.META)], column)), root / file)
     for reader in (lambda: read(data, "table"), lambda: pixels.load(f"{data}/t.parquet#row=000000000,column=image"),
-                   lambda: prepare.read_table(str(root), "index"), lambda: prepare.read_part(str(root), 0),
-                   lambda: prepare.read_metadata(str(root), 1)):
+                   lambda: prepared_set.read_table(str(root), "index"), lambda: prepared_set.read_part(str(root), 0),
+                   lambda: prepared_set.read_metadata(str(root), 1)):
         with pytest.raises(manifest.DataError, match="no Python objects"):
             reader()
     assert not ran.exists()
@@ -316,7 +306,7 @@ def dangers(source: str) -> list[str]:
 @pytest.mark.parametrize("file", sorted(p.relative_to(REPO) for folder in ("fer_ray", "jobs", "scripts", "cluster")
                                         for p in (REPO / folder).rglob("*.py")), ids=str)
 def test_no_source_runs_what_it_reads(file):
-    allowed = ["pyarrow.parquet.read_table"] if file == Path("fer_ray/manifest.py") else []
+    allowed = ["pyarrow.parquet.read_table"] if file == Path("fer_ray/data/manifest.py") else []
     assert [found.partition(": ")[2] for found in dangers((REPO / file).read_text())] == allowed
 
 

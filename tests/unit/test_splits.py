@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer_ray import duplicates, splits
-from fer_ray.manifest import EXPRESSIONS, DataError
+from fer_ray.data import duplicates, splits
+from fer_ray.data.manifest import EXPRESSIONS, DataError
 
 FRACTIONS = (0.8, 0.1, 0.1)
 

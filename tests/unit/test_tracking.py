@@ -2,7 +2,8 @@
 
 import pytest
 
-from fer_ray import storage, tracking
+from fer_ray import storage
+from fer_ray.train import tracking
 
 EPOCH = {"epoch": 0, "train_loss": 2.0, "val_balanced_accuracy": 0.5, "score": 0.5}
 

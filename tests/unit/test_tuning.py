@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fer_ray import space, tuning
 from fer_ray.config import Config, ConfigError, TrainConfig, TuneConfig, check
+from fer_ray.tune import search, space
 
 
 def config_of(storage="/nowhere", train=None, **tune) -> Config:
@@ -25,7 +25,7 @@ def test_the_grid_has_the_ends_of_every_axis_and_all_choices():
     assert len(points) == 3 * 3 * 2 * 2 * 3 * 3
     assert sorted({p["lr"] for p in points}) == pytest.approx([1e-4, 1e-3, 1e-2])
     assert sorted({p["momentum"] for p in points}) == pytest.approx([0, 0.45, 0.9])
-    one = tuning.trial_config(config, 7, points[5])
+    one = search.trial_config(config, 7, points[5])
     assert one.name == "007" and one.train.epochs == config.tune.max_epochs
     assert {"lr": one.train.lr, "momentum": one.train.momentum}.items() <= points[5].items()
 
@@ -43,25 +43,25 @@ def test_the_first_point_is_the_known_good_one_if_it_lies_inside(tmp_path):
     assert space.Queue(config_of(tmp_path, lr=[0.5, 1.0])).first == []
 
 
-def results_of(search, trial: str, scores: list[float], finished: bool) -> None:
+def results_of(asked, trial: str, scores: list[float], finished: bool) -> None:
     said = [{"epochs": n, "score": s, "training_iteration": 1} for n, s in enumerate(scores, 1)]
     for one in said:
-        search.on_trial_result(trial, one)
-    search.on_trial_complete(trial, said[-1] | {"finished": finished})
+        asked.on_trial_result(trial, one)
+    asked.on_trial_complete(trial, said[-1] | {"finished": finished})
 
 
 def test_optuna_knows_an_early_ended_trial_as_such_and_a_diverged_one_as_the_worst(tmp_path):
     from optuna.trial import TrialState
 
     points = space.Queue(config_of(tmp_path, lr=[1e-3, 1.0]))
-    search = tuning.searcher(points, TuneConfig(max_epochs=3))
+    asked = search.searcher(points, TuneConfig(max_epochs=3))
     for name in "abc":
-        assert search.suggest(name)["number"] == "abc".index(name)
-    assert search.suggest("a") == {"number": 0, "point": points.chosen[0]}  # asked again, it is the same
-    results_of(search, "a", [0.2, 0.3, 0.4], finished=True)
-    results_of(search, "b", [0.1], finished=False)
-    results_of(search, "c", [0.0], finished=True)
-    full, ended, diverged = search._ot_study.trials
+        assert asked.suggest(name)["number"] == "abc".index(name)
+    assert asked.suggest("a") == {"number": 0, "point": points.chosen[0]}  # asked again, it is the same
+    results_of(asked, "a", [0.2, 0.3, 0.4], finished=True)
+    results_of(asked, "b", [0.1], finished=False)
+    results_of(asked, "c", [0.0], finished=True)
+    full, ended, diverged = asked._ot_study.trials
     assert (full.state, full.value) == (TrialState.COMPLETE, 0.4)
     assert ended.state == TrialState.PRUNED and ended.intermediate_values == {1: 0.1}
     assert (diverged.state, diverged.value) == (TrialState.COMPLETE, 0.0)
@@ -73,11 +73,11 @@ def test_a_search_that_is_made_again_chooses_its_points_again_and_then_new_ones(
 
     def suggest(session: str, count: int) -> list[dict]:
         points = space.Queue(config)
-        search = tuning.searcher(points, config.tune)
+        asked = search.searcher(points, config.tune)
         chosen = []
         for i in range(count):
-            chosen.append(search.suggest(f"{session}{i}")["point"])
-            results_of(search, f"{session}{i}", [0.1 + i / 100] * config.tune.max_epochs, finished=True)
+            chosen.append(asked.suggest(f"{session}{i}")["point"])
+            results_of(asked, f"{session}{i}", [0.1 + i / 100] * config.tune.max_epochs, finished=True)
         return chosen
 
     first, again = suggest("first", 6), suggest("again", 9)
@@ -87,23 +87,23 @@ def test_a_search_that_is_made_again_chooses_its_points_again_and_then_new_ones(
 
 
 def test_epochs_that_are_told_again_are_not_spent_again():
-    budget = tuning.stopper(TuneConfig(budget_epochs=3))
+    budget = search.stopper(TuneConfig(budget_epochs=3))
     assert [budget(*told) for told in (("a", {"epochs": 1}), ("a", {"epochs": 1}), ("b", {"epochs": 1}),
                                        ("a", {"epochs": 2}))] == [False, False, False, True]
-    assert not tuning.stopper(TuneConfig()).stop_all()
-    assert tuning.stopper(TuneConfig(budget_minutes=1e-9)).stop_all()
+    assert not search.stopper(TuneConfig()).stop_all()
+    assert search.stopper(TuneConfig(budget_minutes=1e-9)).stop_all()
 
 
 def test_rungs_are_those_that_asha_decides_at():
     u = TuneConfig(max_epochs=20, grace_epochs=2, reduction_factor=3)
-    (bracket,) = tuning.scheduler(u)._brackets
-    assert sorted(milestone for milestone, _ in bracket._rungs) == [2, 6, 18] == tuning.rungs(u)
-    assert tuning.rungs(dataclasses.replace(u, scheduler="median")) == []
+    (bracket,) = search.scheduler(u)._brackets
+    assert sorted(milestone for milestone, _ in bracket._rungs) == [2, 6, 18] == search.rungs(u)
+    assert search.rungs(dataclasses.replace(u, scheduler="median")) == []
 
 
 def test_trials_side_by_side_follow_the_cluster():
     def fitting(cluster, limit=0, **train):
-        return tuning.concurrency(cluster, config_of(train=TrainConfig(**train), max_concurrent=limit))
+        return search.concurrency(cluster, config_of(train=TrainConfig(**train), max_concurrent=limit))
 
     assert fitting({"CPU": 2}) == 1 and fitting({"CPU": 16}) == 4 and fitting({"CPU": 16}, limit=6) == 6
     assert fitting({"CPU": 2}, limit=8) == 2  # more would wait for ever
@@ -119,7 +119,7 @@ def test_choosing_passes_over_diverged_trials_and_says_why_none_is_left():
                 "reason": "the loss is nan", **more}
 
     with pytest.raises(Exception, match="no trial came to a result \\(000: the loss is nan\\)"):
-        tuning.choose(config_of(), [trial(0, 0.9, "diverged")])
+        search.choose(config_of(), [trial(0, 0.9, "diverged")])
 
 
 def test_what_is_wrong_with_a_search_is_told_at_once(tmp_path):

@@ -1,0 +1,1 @@
+"""The command line: verbs, stages and studies; joins Ray."""

@@ -1,0 +1,81 @@
+"""The verbs of the command line: `fer_ray VERB OPTIONS`, which `jobs/VERB.py OPTIONS` runs too."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from fer_ray import config as configuration
+from fer_ray import options, storage
+from fer_ray.errors import UserError
+
+# Verb: the function that runs it, by its module in this package, and what it does. The modules are imported only after
+# the options are read, so that `--help` and a typing error answer at once.
+VERBS = {
+    "pipeline": ("stages.run_pipeline", "Prepare, train and evaluate: from a raw data set to a report."),
+    "prepare": ("stages.run_prepare", "Find and crop the faces of a data set, split it and audit the split."),
+    "train": ("stages.run_train", "Fine-tune a backbone on a prepared set. The same name resumes."),
+    "evaluate": ("stages.run_evaluate", "Score the best checkpoint on the test split and write the report."),
+    "predict": ("stages.run_predict", "Say the expression in photographs without labels."),
+    "tune": ("studies.run_tune", "Search learning rate and momentum on a prepared set. The same name goes on with a "
+                                 "search that was interrupted."),
+    "crossval": ("studies.run_crossval", "Several runs for one score: folds, seeds, or the paper's split beside an "
+                                         "honest one."),
+    "compare": ("studies.run_compare", "Train several backbones alike, on the same split, and compare them."),
+    "crossdata": ("studies.run_crossdata", "Train on each data set of data.sources and test on every other."),
+    "audit": ("studies.run_audit", "Audit a prepared set: who and what stands in more than one split, and which labels "
+                                   "are doubtful (--labels)."),
+}
+
+
+def main() -> None:
+    """The console command `fer_ray VERB OPTIONS`."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in VERBS:
+        return run(verb, sys.argv[2:])
+    lines = [f"  {name:10} {description}" for name, (_, description) in VERBS.items()]
+    overview = "\n".join(["usage: fer_ray VERB OPTIONS", "", *lines, "", "fer_ray VERB --help explains its options."])
+    if verb in ("-h", "--help"):
+        print(overview)
+    else:
+        sys.exit(f"error: unknown verb {verb!r}\n{overview}")
+
+
+def run(verb: str, argv: list[str] | None = None) -> None:
+    """Run a verb with these options, by default those of the process; exit code 1 and one line when the user can mend
+    what went wrong."""
+    function, description = VERBS[verb]
+    try:
+        config = options.load(sys.argv[1:] if argv is None else argv, description)
+        _refuse_storage_that_ends_with_the_job(config.storage)
+    except configuration.ConfigError as error:
+        sys.exit(f"error: {error}")
+    from fer_ray.tune import space
+
+    module, _, name = function.partition(".")
+    try:
+        result = getattr(importlib.import_module(f"fer_ray.cli.{module}"), name)(space.with_found(config))
+    except UserError as error:
+        sys.exit(f"error: {_own_words(error)}")
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on where it was", file=sys.stderr, flush=True)
+        sys.exit(130)  # what a shell says of a command that Ctrl-C ended
+    finally:
+        if "ray" in sys.modules:  # as the interpreter ends, Ray would first wait half a second for output
+            sys.modules["ray"].shutdown()
+    print(f"result: {result}", flush=True)
+
+
+def _own_words(error: Exception) -> str:
+    """What was raised where it was raised: Ray puts the frames of each process that an error passes before it."""
+    while getattr(error, "cause", None):
+        error = error.cause
+    return str(error)
+
+
+def _refuse_storage_that_ends_with_the_job(uri: str) -> None:
+    # `ray job submit` runs a copy of the repository, which is removed after the job, results and all
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not storage.is_absolute(uri):
+        raise configuration.ConfigError(f"storage: {uri} would lie in the submitted job's own folder, which is removed "
+                                        "after it; give s3://bucket/prefix or the full path of a folder")

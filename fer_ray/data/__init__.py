@@ -1,0 +1,1 @@
+"""Raw data to prepared set: listing, layouts, manifest, faces, splits."""

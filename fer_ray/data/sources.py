@@ -1,0 +1,137 @@
+"""Sources of the configuration to one manifest: recognise each data set's layout, read it, join them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from fer_ray.config import DataConfig, SourceConfig
+from fer_ray.data import listing, pixels
+from fer_ray.data.manifest import DataError, Manifest, build, merge, printable
+
+PARTICULAR = ("ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet")
+GENERAL = ("table", "folder")
+
+
+def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
+    """The manifest of `data.sources` below `data.root`, or of `data.root` itself.
+
+    Raises: DataError when a folder is missing, its content is not what the kind promises, or a data set cannot be
+        split as wished.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(data.root))
+    if not expanded or "$" in expanded:
+        raise DataError(f"data.root: {data.root!r} is not set; give the data set's folder by --data.root")
+    root = Path(os.path.abspath(expanded))
+    sources = [s for source in data.sources or [SourceConfig(data.kind, ".")] for s in _concrete(source, root, data)]
+    names = [s.name or s.kind for s in sources]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise DataError(f"data.sources: {', '.join(twice)} stands there twice; give each source a name")
+    for source in sources:
+        why = getattr(_adapter(source.kind), "NO_SUBJECTS", "")
+        if why and split_by == "subject":
+            raise DataError(f"{root / source.root}: {why}")
+    found = merge([_read(source, root / source.root, data) for source in sources])
+    if not found.rows.num_rows:
+        reasons = sorted(set(found.rejected.column("reason").to_pylist()))
+        raise DataError(f"{root}: no usable image ({'; '.join(reasons) or 'nothing of this layout'})")
+    return exclude(found, data.exclude) if data.exclude else found
+
+
+def find_images(place: str) -> list[tuple[str, str | None]]:
+    """The manifest's name of each image file below a folder (or of one file), and the reason if it must not be opened.
+
+    Raises: DataError if nothing is there.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(place))
+    if not expanded or "$" in expanded:
+        raise DataError(f"predict.images: {place!r} is not set; give a folder of images, or one image")
+    root = Path(os.path.abspath(expanded))
+    if root.is_file():
+        return [(pixels.name_of(root), None)]
+    refused = listing.gate(root)
+    found = [(pixels.name_of(path), refused(path)) for path in listing.images(root)]
+    if not found:
+        raise DataError(f"{root}: {'no image file below it' if root.is_dir() else 'no such folder or image'}; known "
+                        f"extensions: {' '.join(sorted(listing.IMAGE_SUFFIXES))}")
+    return found
+
+
+def exclude(found: Manifest, file: str) -> Manifest:
+    """`found` with the reason in `excluded` of each image that the CSV `file` names.
+
+    Raises: DataError if the file is no table with the column `image`, or names an image that the data does not have.
+    """
+    try:
+        listed = pd.read_csv(os.path.expandvars(file), dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.exclude: {file} is not a readable CSV file ({' '.join(str(error).split())})") from None
+    if "image" not in listed:
+        raise DataError(f"data.exclude: {file} has no column 'image'; its columns are {', '.join(listed.columns)}")
+    why = dict(zip(listed["image"], listed["reason"] if "reason" in listed else [""] * len(listed), strict=True))
+    images = found.rows.column("image").to_pylist()
+    if unknown := sorted(set(why) - set(images) - set(found.rejected.column("image").to_pylist())):
+        raise DataError(f"data.exclude: {file} names {len(unknown)} images that are not in the data, such as "
+                        f"{unknown[0]!r}; right is the image as index.parquet spells it, such as {images[0]!r}")
+    reasons = [f"excluded by {os.path.basename(file)}" + (f": {why[i]}" if why[i] else "") if i in why else None
+               for i in images]
+    place = found.rows.schema.get_field_index("excluded")
+    return Manifest(found.rows.set_column(place, "excluded", pa.array(reasons, pa.string())), found.rejected)
+
+
+def recognise(root: Path, data: DataConfig) -> list[tuple[str, str]]:
+    """(kind, what was seen) of every layout at `root`. A folder or a table counts only where nothing particular is."""
+    seen = [(kind, what) for kind in PARTICULAR if (what := _adapter(kind).recognise(root))]
+    if not seen:
+        seen = [(kind, what) for kind in GENERAL if (what := _adapter(kind).recognise(root, data))][:1]
+    return seen
+
+
+def _concrete(source: SourceConfig, root: Path, data: DataConfig) -> list[SourceConfig]:
+    """The source without `auto` and `sample`: one or more data sets of a known layout."""
+    folder = Path(os.path.normpath(root / source.root))
+    if source.kind == "sample":
+        from fer_ray.data import sample
+
+        sample.write_sample(folder, data.sample.subjects, data.sample.seed)
+        return [SourceConfig("ckplus", str(folder / "CK+")), SourceConfig("jaffe", str(folder / "jaffe"))]
+    if not folder.is_dir():
+        raise DataError(f"data.root: {folder} is not a folder; give the folder of the {source.kind} data set")
+    if source.kind != "auto":
+        return [SourceConfig(source.kind, str(folder), source.name)]
+    seen = [(folder, kind, what) for kind, what in recognise(folder, data)]
+    if not seen:  # several data sets side by side
+        seen = [(f, kind, what) for f in listing.folders(folder) if listing.stays_inside(f, folder)
+                for kind, what in recognise(f, data)]
+    if not seen:
+        known = "; ".join(f"{kind}: {_adapter(kind).LOOKS}" for kind in (*PARTICULAR, *GENERAL))
+        raise DataError(f"data.root: {folder} holds no layout that is known ({known}); name it by data.kind")
+    for place, kind, what in seen:
+        print(printable(f"recognised {kind} in {place}: {what}"), flush=True)
+    kinds = [kind for _, kind, _ in seen]
+    return [SourceConfig(kind, str(place), source.name or (place.name if kinds.count(kind) > 1 else ""))
+            for place, kind, _ in seen]
+
+
+def _read(source: SourceConfig, root: Path, data: DataConfig) -> Manifest:
+    adapter = _adapter(source.kind)
+    options = data if source.kind in GENERAL else getattr(data, source.kind, None)
+    rows, rejected = adapter.read(root, options)
+    name = source.name or source.kind
+    refused = listing.gate(root, *(adapter.elsewhere(root, data) if source.kind == "table" else []))
+    kept = rows + rejected
+    for row in kept:
+        if isinstance(row["image"], Path):
+            if why := refused(row["image"]):  # before any other reason: the report shows what other reasons left out
+                row["reason"] = why
+            row["image"] = pixels.name_of(row["image"])
+    return build([r for r in kept if "reason" not in r], [r for r in kept if "reason" in r], name,
+                 getattr(adapter, "PEOPLE", name))
+
+
+def _adapter(kind: str):
+    return importlib.import_module(f"fer_ray.data.layouts.{kind}")

@@ -1,0 +1,1 @@
+"""Checkpoint to scores: inference, explanation, protocols of several runs, label audit."""

@@ -1,0 +1,1 @@
+"""The networks: backbones and their weights, transforms, checkpoints, predictions, metrics."""

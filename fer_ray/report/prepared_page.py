@@ -1,0 +1,93 @@
+"""A prepared set to `prepare.html`: what went in, what was left out, who stands where, what leaks."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from fer_ray import storage
+from fer_ray.data import pixels, prepared_set
+from fer_ray.data.manifest import EXPRESSIONS, NOT_THERE, OUTSIDE
+from fer_ray.report import figures, pages
+
+PAIRS, EXAMPLES, REASONS = 8, 6, 6  # how many pictures a figure shows
+MONTAGE = 8
+SUSPECTS = 40  # of each class
+
+
+def write(prepared: str, name: str) -> str:
+    """Write `prepare.html` into the prepared set; its URI. Raises: manifest.DataError if the set is not complete."""
+    summary = storage.read_json(storage.join(prepared, "prepared.json"))
+    index = prepared_set.read_index(prepared)
+    leaks, conflicts, rejected = (prepared_set.read_table(prepared, t) for t in ("leaks", "conflicts", "rejected"))
+    within = _within(index)
+    pairs = {kind: [(t["example_a"], t["example_b"]) for t in table.to_dict("records")][:PAIRS]
+             for kind, table in (("leaks", _worst(leaks)), ("conflicts", conflicts), ("duplicates", within))}
+    wanted = {image for chosen in pairs.values() for pair in chosen for image in pair}
+    crops = prepared_set.read_crops(prepared, index[index["image"].isin(wanted)])
+    titles = index.set_index("image").apply(lambda r: f"{r['expression']}, {r['split']}", axis=1)
+    pictures = {kind: pages.picture(figures.pairs_figure, [[(crops[i], titles[i]) for i in pair] for pair in chosen])
+                for kind, chosen in pairs.items()}
+    shown = montage(prepared, summary["config"]["split"]["seed"])
+    pictures |= {"crops": pages.picture(figures.crops_figure, shown),
+                 "bars": pages.picture(figures.bars_figure, summary["counts"]["after"]),
+                 "sizes": figures.data_uri(figures.png(figures.sizes_figure(index))),
+                 "rejected": pages.picture(figures.examples_figure, _rejected_examples(rejected))}
+    page = pages.render_prepared(name, summary, index, leaks.head(20).to_dict("records"), pictures)
+    target = storage.join(prepared, "prepare.html")
+    storage.write_bytes(target, page.encode())
+    return target
+
+
+def montage(prepared: str, seed: int) -> list[dict]:
+    """Crops of each class, different people first: dicts of `crop` (uint8 [256, 256(, 3)]), `expression`, `split`."""
+    index = prepared_set.read_index(prepared)
+    index["turn"] = index.groupby(["expression", "subject"], dropna=False).cumcount()
+    chosen = (index.sample(frac=1, random_state=seed).sort_values("turn", kind="stable")
+              .groupby("expression").head(MONTAGE).sort_values(["expression", "turn"]))
+    crops = prepared_set.read_crops(prepared, chosen)
+    return [{"crop": crops[r["image"]], "expression": r["expression"], "split": r["split"]}
+            for r in chosen.to_dict("records")]
+
+
+def contact_sheets(prepared: str, suspects: pd.DataFrame) -> dict[str, list[dict]]:
+    """The first suspects of each class for `report.render_labels`. `suspects`: ranked, with `image`, `expression` and
+    `reason`."""
+    shown = suspects.groupby("expression").head(SUSPECTS)
+    index = prepared_set.read_index(prepared)
+    crops = prepared_set.read_crops(prepared, index[index["image"].isin(shown["image"])])
+    return {e: [{"crop": crops[r["image"]][::2, ::2], "title": r["reason"]}
+                for r in shown[shown["expression"] == e].to_dict("records")] for e in EXPRESSIONS}
+
+
+def _worst(leaks: pd.DataFrame) -> pd.DataFrame:
+    """Copies before people before videos: what a reader sees at once."""
+    order = {kind: i for i, kind in enumerate(("identical", "near_duplicate", "subject", "sequence"))}
+    return leaks.sort_values("kind", key=lambda k: k.map(order), kind="stable")
+
+
+def _within(index: pd.DataFrame) -> pd.DataFrame:
+    """A pair of each cluster of near-duplicates in one split, without the frames of one video."""
+    rows = index[~index.duplicated(["cluster", "sequence"]) | index["sequence"].isna()]
+    clusters = rows[rows.duplicated("cluster", keep=False)].groupby("cluster")
+    pairs = [(g["image"].iloc[0], g["image"].iloc[1]) for _, g in clusters if g["split"].nunique() == 1]
+    return pd.DataFrame(pairs, columns=["example_a", "example_b"])
+
+
+def _rejected_examples(rejected: pd.DataFrame) -> dict[str, list[np.ndarray]]:
+    """Some pictures of the most frequent reasons, uint8 [96, 96(, 3)]; those that cannot be read are left out."""
+    found: dict[str, list[np.ndarray]] = {}
+    rejected = rejected[~rejected["reason"].isin([NOT_THERE, OUTSIDE])]  # a file of someone else must not be shown
+    for reason in rejected["reason"].value_counts().index[:REASONS]:
+        shown = []
+        for image in rejected.loc[rejected["reason"] == reason, "image"].drop_duplicates().head(EXAMPLES):
+            try:
+                picture = pixels.load(image)
+            except (ValueError, OSError):
+                continue
+            scale = 96 / max(picture.shape[:2])
+            shown.append(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+        if shown:
+            found[reason] = shown
+    return found

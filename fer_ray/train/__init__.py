@@ -1,0 +1,1 @@
+"""Prepared set to trained checkpoint: batches, loop, workers (Ray Train)."""
