@@ -32,6 +32,10 @@ class StorageError(UserError, OSError):
     """Storage cannot be reached or refuses; the message names the URI and what the server said."""
 
 
+class DamagedError(UserError):
+    """A file that another step wrote is missing, cut short or was edited; the message says what makes it again."""
+
+
 class S3(fs.S3FileSystem):
     """A bucket's filesystem. Ray sends it to its processes; pyarrow's own would come out without its retries."""
 
@@ -303,6 +307,27 @@ def _part_of(uri: str) -> str | bytes:
 def read_json(uri: str) -> dict:
     """Raises: FileNotFoundError, json.JSONDecodeError."""
     return json.loads(read_bytes(uri))
+
+
+def read_own_json(uri: str, expected: dict[str, type], remedy: str) -> dict:
+    """JSON that another step of ours wrote, with at least the keys of `expected`, whose values are of these types.
+
+    Raises: DamagedError if the file is missing, truncated or holds something else. Its message names the file and ends
+        with `remedy`, such as "run jobs/prepare.py again". StorageError if storage does not answer: an outage says
+        nothing of the file.
+    """
+    try:
+        content = read_json(uri)
+    except FileNotFoundError:
+        raise DamagedError(f"{uri}: is missing; {remedy}") from None
+    except ValueError:  # JSONDecodeError, or UnicodeDecodeError where bytes were flipped
+        raise DamagedError(f"{uri}: is damaged (truncated or no JSON); {remedy}") from None
+    if not isinstance(content, dict):
+        raise DamagedError(f"{uri}: is damaged (no JSON object); {remedy}")
+    for key, kind in expected.items():
+        if not isinstance(content.get(key), kind):
+            raise DamagedError(f"{uri}: is damaged (key {key!r} is missing or of a wrong type); {remedy}")
+    return content
 
 
 def write_json(uri: str, content: dict) -> None:

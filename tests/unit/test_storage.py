@@ -24,3 +24,22 @@ def test_what_is_not_a_number_never_gets_into_json(tmp_path):
     with pytest.raises(ValueError):
         storage.write_json(str(tmp_path / "x.json"), {"loss": float("nan")})
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_damaged_file_of_ours_is_told_by_name_with_what_makes_it_again(tmp_path):
+    file = tmp_path / "run.json"
+    storage.write_json(str(file), {"id": "a", "values": {"x": 1}})
+    whole = file.read_bytes()
+
+    def read() -> dict:
+        return storage.read_own_json(str(file), {"id": str, "values": dict}, "run jobs/train.py again")
+
+    assert read() == {"id": "a", "values": {"x": 1}}
+    damaged = [whole[:end] for end in range(len(whole))] + [b"3", b"[]", b"{}", b'{"id": 3}', b"\xff" + whole[1:]]
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(storage.DamagedError, match="run.json: is damaged.*; run jobs/train.py again"):
+            read()
+    file.unlink()
+    with pytest.raises(storage.DamagedError, match="run.json: is missing; run jobs/train.py again"):
+        read()
