@@ -15,6 +15,7 @@ PACKAGE = Path(fer_ray.__file__).parent
 # Ray; without Ray the others answer at once, and serve where there is no cluster.
 ORDER = {
     "errors": False,
+    "progress": False,
     "config": False,
     "options": False,
     "storage": False,
