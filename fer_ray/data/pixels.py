@@ -17,22 +17,29 @@ import io
 import os
 import re
 import urllib.parse
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from fer_ray import storage
 from fer_ray.data import manifest
+from fer_ray.errors import UserError
 
-# those of the layouts' extensions: what else Pillow reads is seldom tested, and EPS runs a program, Ghostscript
+# Pillow reads more formats, but few of them are tested well, and for EPS it runs a program (Ghostscript).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 8
 _CSV = re.compile(r"^(?P<file>.+)#row=\d+,bytes=(?P<first>\d+)-(?P<end>\d+),column=(?P<column>\d+)$", re.DOTALL)
 _PARQUET = re.compile(r"^(?P<file>.+)#row=(?P<row>\d+),column=(?P<column>.+)$", re.DOTALL)
+
+# What undoes each value of the EXIF tag Orientation (EXIF 2.32, 4.6.4 A; 1 is upright).
+_UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_90}
 
 csv.field_size_limit(2**24)  # 48 x 48 grey values as text are 8 kB; the default of 128 kB ends at 180 x 180
 
@@ -48,17 +55,35 @@ def name_of(path: str | os.PathLike) -> str:
     return name if file_of(name) == name else "file://" + urllib.parse.quote(name)
 
 
-def load(image: str) -> np.ndarray:
-    """uint8 [H, W] (grey) or [H, W, 3] (RGB) of any image the manifest can name.
+class ImageError(ValueError):
+    """One image that cannot be used; the message is the reason, without the image's name."""
 
-    Raises: ValueError with the reason when there is no usable image; OSError when it cannot be read.
+
+def load(image: str) -> np.ndarray:
+    """The pixels of any image that the manifest can name: uint8 [H, W] (grey) or [H, W, 3] (RGB).
+
+    Raises:
+        ImageError: this image cannot be used: its file is missing or unreadable, or no decoder makes pixels of it.
+        UserError: no image can be read from there: storage does not answer (`storage.StorageError`), or the table
+            declares Python objects (`manifest.DataError`).
     """
-    if match := _CSV.match(image):
-        first, end = int(match["first"]), int(match["end"])
-        return _grey_values(storage.read_range(match["file"], first, end - first), int(match["column"]))
-    if match := _PARQUET.match(image):
-        return decode(_cell(match["file"], int(match["row"]), match["column"]))
-    return decode(storage.read_bytes(image))
+    try:
+        if match := _CSV.match(image):
+            first, end = int(match["first"]), int(match["end"])
+            return _grey_values(storage.read_range(match["file"], first, end - first), int(match["column"]))
+        if match := _PARQUET.match(image):
+            return decode(_cell(match["file"], int(match["row"]), match["column"]))
+        return decode(storage.read_bytes(image))
+    except (ImageError, UserError):
+        raise
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror or _one_line(error)}") from error
+    except Exception as error:  # of pyarrow, csv or int: the row is not what the name promises
+        raise ImageError(f"damaged row: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def file_of(image: str) -> str:
@@ -107,16 +132,17 @@ class _Lines:
 
 
 def _grey_values(record: bytes, column: int) -> np.ndarray:
+    """The square image whose grey values stand as text in one column of one row of a CSV; uint8 [side, side]."""
     text = next(csv.reader(io.StringIO(record.decode())))[column]
     try:
         values = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError):
-        raise ValueError("pixels are not whole numbers") from None
+        raise ImageError("pixels are not whole numbers") from None
     side = int(np.sqrt(len(values)))
     if side * side != len(values) or side < MIN_SIDE:
-        raise ValueError(f"{len(values)} pixels are no square image of at least {MIN_SIDE} px")
+        raise ImageError(f"{len(values)} pixels are no square image of at least {MIN_SIDE} px")
     if values.min() < 0 or values.max() > 255:
-        raise ValueError(f"pixels from {values.min()} to {values.max()}, right is 0 to 255")
+        raise ImageError(f"pixels from {values.min()} to {values.max()}, right is 0 to 255")
     return values.astype(np.uint8).reshape(side, side)
 
 
@@ -140,37 +166,63 @@ def _cell(file: str, row: int, column: str) -> bytes:
     value = _row_group(file, group, column)[row - (int(ends[group - 1]) if group else 0)]
     value = value.get("bytes") if isinstance(value, dict) else value  # {"bytes", "path"} as Hugging Face writes them
     if not isinstance(value, bytes):
-        raise ValueError(f"column {column!r} holds {type(value).__name__}, right are the bytes of an image file")
+        raise ImageError(f"column {column!r} holds {type(value).__name__}, right are the bytes of an image file")
     return value
 
 
 def decode(content: bytes) -> np.ndarray:
-    """Any image file -> uint8 [H, W] (grey) or [H, W, 3] (RGB), upright after its EXIF orientation.
+    """The pixels of any image file: uint8 [H, W] (grey) or [H, W, 3] (RGB), turned upright by its EXIF orientation.
 
-    Animations give their first frame; 16-bit images are scaled to 8; CMYK, palette and alpha become RGB.
+    Animations give their first frame; 16-bit images are scaled to 8; CMYK, palette and alpha become RGB. EXIF that
+    cannot be understood counts as upright: the pixels do not depend on it.
 
-    Raises: ValueError with the reason when the bytes are no usable image.
+    Raises: ImageError.
     """
     if not content:
-        raise ValueError("empty file")
+        raise ImageError("empty file")
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        width, height = image.size  # known before a pixel is decoded
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"too large: {width * height} px, at most {MAX_PIXELS} are decoded")
-        if min(width, height) < MIN_SIDE:
-            raise ValueError(f"too small: {width} x {height} px")
-        image.load()
-        image = ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata without naming the file
+            return _decode(io.BytesIO(content))
+    except ImageError:
+        raise
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))
-        raise ValueError(f"too large: {found[0]} px, at most {MAX_PIXELS} are decoded") from None
+        raise ImageError(f"too large: {found[0] if found else '?'} px, at most {MAX_PIXELS} are decoded") from None
     except UnidentifiedImageError:
-        raise ValueError("not an image") from None
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"damaged image: {error}") from None
+        raise ImageError("not an image") from None
+    except Exception as error:
+        # Pillow's decoders raise what they stumble upon: OSError, SyntaxError, struct.error, ZeroDivisionError,
+        # TypeError, MemoryError... One file among thousands must not end the job.
+        raise ImageError(f"damaged image: {_one_line(error)}") from error
+
+
+def _decode(stream: io.BytesIO) -> np.ndarray:
+    image = Image.open(stream, formats=FORMATS)
+    width, height = image.size  # known before a pixel is decoded
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"too large: {width * height} px, at most {MAX_PIXELS} are decoded")
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(f"too small: {width} x {height} px")
+    image.load()
+    return _eight_bits(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Not `ImageOps.exif_transpose`: that writes all EXIF anew and fails at any tag of the wrong type."""
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF is read leniently by all viewers; what Pillow raises on damaged ones is not documented
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W] of grey images of any depth, [H, W, 3] (RGB) of all others."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ImageError("pixels are not finite numbers")
         top = 65535.0 if values.max() > 255 else 255.0
         return np.clip(values * (255.0 / top), 0, 255).astype(np.uint8)
     return np.asarray(image if image.mode == "L" else image.convert("L" if image.mode in ("1", "LA") else "RGB"))

@@ -1,21 +1,12 @@
-import io
-
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from fer_ray.config import FacesConfig
-from fer_ray.data import faces, pixels
+from fer_ray.data import faces
 from fer_ray.data.sample import render_face
-
-
-def encode(image: Image.Image, form="PNG", **options) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, form, **options)
-    return sink.getvalue()
 
 
 @given(st.tuples(st.integers(0, 400), st.integers(0, 400), st.integers(20, 200), st.integers(20, 200)),
@@ -69,26 +60,3 @@ def test_a_face_too_small_for_the_coarse_copy_is_found():
 def test_yunet_without_its_model_names_the_file():
     with pytest.raises(faces.DetectorError, match="nowhere.onnx.*opencv_zoo"):
         faces.finder(FacesConfig(detector="yunet", model="nowhere.onnx"))
-
-
-@pytest.mark.parametrize(("content", "reason"), [
-    (b"", "empty"), (b"just text", "not an image"),
-    (encode(Image.new("L", (200, 200)), "JPEG")[:300], "damaged|not an image"),
-    (encode(Image.new("L", (1, 1))), "too small"), (encode(Image.new("1", (20000, 20000))), "too large")])
-def test_unusable_bytes_say_why(content, reason):
-    with pytest.raises(ValueError, match=reason):
-        pixels.decode(content)
-
-
-@pytest.mark.parametrize(("mode", "form", "shape"), [
-    ("L", "PNG", (30, 40)), ("RGB", "JPEG", (30, 40, 3)), ("CMYK", "JPEG", (30, 40, 3)), ("P", "GIF", (30, 40, 3)),
-    ("RGBA", "PNG", (30, 40, 3)), ("I;16", "PNG", (30, 40)), ("1", "PNG", (30, 40)), ("LA", "PNG", (30, 40))])
-def test_every_mode_becomes_grey_or_rgb(mode, form, shape):
-    found = pixels.decode(encode(Image.new(mode, (40, 30)), form))
-    assert found.shape == shape and found.dtype == np.uint8
-
-
-def test_exif_orientation_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert pixels.decode(encode(Image.new("RGB", (40, 30)), "JPEG", exif=exif)).shape == (40, 30, 3)
