@@ -70,7 +70,7 @@ def main() -> None:
         print(f"validation images {counts.to_dict()}, {len(kept)} of {len(index)} images kept", flush=True)
         prepared = linked(prepared, f"{folder}/kept", kept)
     connection.connect()
-    loaded = search.load(config_of("grid", 0, folder, options), prepared)
+    loaded = search.load_inputs(config_of("grid", 0, folder, options), prepared)
     table = {}
     for seed in range(options.seeds):
         for method in METHODS:

@@ -46,7 +46,7 @@ def connect(**options) -> None:
     from fer_ray.train import resources
 
     if not ray.cluster_resources().get("CPU"):
-        if not resources.may_grow(ray.nodes()):
+        if not resources.has_autoscaler(ray.nodes()):
             raise ConfigError("the cluster has no CPU for tasks; start a node by ray start --address ...")
         print("no node for tasks yet: the autoscaler starts them as they are needed", flush=True)
     ray.data.DataContext.get_current().enable_progress_bars = False

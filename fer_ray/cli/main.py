@@ -55,7 +55,7 @@ def run(verb: str, argv: list[str] | None = None) -> None:
 
     module, _, name = function.partition(".")
     try:
-        result = getattr(importlib.import_module(f"fer_ray.cli.{module}"), name)(space.with_found(config))
+        result = getattr(importlib.import_module(f"fer_ray.cli.{module}"), name)(space.with_best_settings(config))
     except UserError as error:
         sys.exit(f"error: {_own_words(error)}")
     except KeyboardInterrupt:

@@ -28,8 +28,8 @@ def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
     import ray
 
     for t in trainings:
-        resources.is_there(t)
-        ray.get(training.start(t)[1])
+        resources.are_available(t)
+        ray.get(training.load_start_state(t)[1])
     uri = prepare.prepare(config, data)
     summary = storage.read_json(storage.join(uri, "prepared.json"))
     kept = {s: sum(sum(by[s].values()) for by in summary["counts"]["after"].values() if s in by)

@@ -128,7 +128,7 @@ def run_tune(config: Config) -> str:
     """
     prepared = prepared_set.uri_of(config)
     if config.data.root:
-        stages.run_prepare(config, space.start_trains(config))
+        stages.run_prepare(config, space.trainings(config))
     prepared_set.read_index(prepared)
     connection.connect()
     found = search.search(config, prepared)

@@ -40,12 +40,12 @@ def predict(prepared: str, index: pd.DataFrame, batch_size: int, checkpoint: str
     """
     import ray
 
-    tasks = resources.tasks(len(index), batches.LEAST_FORWARD)
+    tasks = resources.task_count(len(index), batches.MIN_ROWS_TO_FORWARD)
     # a run that was made again keeps other weights under the same name
     content = checkpoints.describe(checkpoint)["sha256"] if checkpoint else ""
     network = (checkpoint, backbone, content, max(1, (os.cpu_count() or 1) // tasks), use_gpu)
     make = functools.partial(_predict_part, prepared, batch_size, network)
-    refs = batches.parts(make, {"all": index}, tasks, num_cpus=1, num_gpus=int(use_gpu))["all"]
+    refs = batches.start_parts(make, {"all": index}, tasks, num_cpus=1, num_gpus=int(use_gpu))["all"]
     rows = np.concatenate([rows for _, rows, _ in batches.rows_by_part(index)])
     return np.concatenate(ray.get(refs))[pd.Index(rows).get_indexer(index["row"])]
 

@@ -48,7 +48,7 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
     import ray
 
     configs = [config for config, _ in runs.values()]
-    resources.wait(configs[0].train)
+    resources.wait_for_workers(configs[0].train)
     parallel = parallel or min(len(runs), side_by_side(ray.cluster_resources(), configs[0].train))
     task = ray.remote(training.train).options(num_cpus=0, max_retries=0)  # its workers hold the CPUs
     waiting, running, errors = list(runs.values()), [], []

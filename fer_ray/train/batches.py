@@ -25,9 +25,9 @@ from fer_ray.train import resources
 if TYPE_CHECKING:
     import torch
 
-AHEAD = 3  # batches that are made while the network works
+PREFETCHED = 3  # batches that are made while the network works
 # rows that take about as long as the start of a process: fewer are not worth a task of their own
-LEAST_DECODED, LEAST_FORWARD = 4000, 100
+MIN_ROWS_TO_DECODE, MIN_ROWS_TO_FORWARD = 4000, 100
 WINDOW_PARTS = 8  # parts that a streamed epoch shuffles together
 
 
@@ -41,13 +41,14 @@ class Crops:
     rows: np.ndarray
 
 
-def parts(make: Callable, splits: dict[str, pd.DataFrame], tasks: int, **options) -> dict[str, list]:
+def start_parts(make: Callable, splits: dict[str, pd.DataFrame], tasks: int, **options) -> dict[str, list]:
     """Object references to `make(part, rows, expressions)` for each file of each split, by tasks with these options.
 
     Shared memory: each node holds one copy, whatever the number of workers on it.
     """
     wanted = {split: rows_by_part(rows) for split, rows in splits.items()}
-    made = iter(resources.share(make, [part for of_split in wanted.values() for part in of_split], tasks, **options))
+    items = [part for of_split in wanted.values() for part in of_split]
+    made = iter(resources.run_in_tasks(make, items, tasks, **options))
     return {split: [next(made) for _ in of_split] for split, of_split in wanted.items()}
 
 
@@ -56,14 +57,14 @@ def rows_by_part(index: pd.DataFrame) -> list[tuple[int, np.ndarray, list[str]]]
     return [(int(part), rows["row"].to_numpy(), rows["expression"].tolist()) for part, rows in index.groupby("part")]
 
 
-def get(refs: list) -> Crops:
+def fetch_crops(refs: list) -> Crops:
     """The split behind `refs`; pixels stay in shared memory (zero copy)."""
     import ray
 
     return concat(ray.get(refs))
 
 
-def get_features(refs: list) -> tuple[np.ndarray, np.ndarray]:
+def fetch_features(refs: list) -> tuple[np.ndarray, np.ndarray]:
     """Features (float32 [N, D]) and labels (int64 [N]) behind references to one pair of them per file."""
     import ray
 
@@ -90,8 +91,8 @@ def decoded_gb(index: pd.DataFrame) -> float:
     return float((index["channels"].astype(int) * faces.CROP_SIDE**2).sum() / 2**30)
 
 
-def resident_bytes(crops: Crops) -> int:
-    """What `Resident` takes of the device's memory."""
+def device_bytes(crops: Crops) -> int:
+    """What `OnDevice` takes of the device's memory."""
     return sum(image.shape[0] * image.shape[1] * 3 for image in crops.images)
 
 
@@ -116,7 +117,7 @@ def window_order(parts: np.ndarray, seed: int, epoch: int) -> list[np.ndarray]:
     return [rng.permutation(np.flatnonzero(np.isin(parts, window))) for window in windows]
 
 
-def steps_of(order: np.ndarray, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+def train_positions(order: np.ndarray, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
     """What a rank takes of each global batch, one array a step: every world-th one of it.
 
     The last incomplete batch is left out (its gradient would weigh its images more); which images that hits changes
@@ -127,7 +128,7 @@ def steps_of(order: np.ndarray, batch_size: int, rank: int, world: int) -> list[
     return [order[s * batch_size + rank : (s + 1) * batch_size : world] for s in range(steps)]
 
 
-def eval_steps(number: int, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+def eval_positions(number: int, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
     """The positions of a rank's share of so many images, one array a batch: each image once, on one rank."""
     mine = np.arange(rank, number, world)
     return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
@@ -151,24 +152,24 @@ class Cached:
 
     def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
         """(uint8 [n, 224, 224, 3], int64 [n]) of this rank for each step from `first` on, augmented."""
-        steps = steps_of(epoch_order(self.labels, self.seed, epoch, sampling), batch_size, self.rank, self.world)
+        steps = train_positions(epoch_order(self.labels, self.seed, epoch, sampling), batch_size, self.rank, self.world)
         drawn = augment.draws(self.seed, epoch, self.crops.rows)
 
         def make(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             crops = [self.crops.images[i] for i in positions]
             return augment.train_transform(crops, drawn[positions]), self.labels[positions]
 
-        return ahead(make, steps[first:], self.threads)
+        return prefetch(make, steps[first:], self.threads)
 
     def eval_batches(self, batch_size: int) -> Iterator[tuple]:
         """The same for the centre crops of this rank's share: each image once, on one rank."""
         def make(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.stack([augment.eval_transform(self.crops.images[i]) for i in positions]), self.labels[positions]
 
-        return ahead(make, eval_steps(len(self.labels), batch_size, self.rank, self.world), self.threads)
+        return prefetch(make, eval_positions(len(self.labels), batch_size, self.rank, self.world), self.threads)
 
 
-class Resident:
+class OnDevice:
     """A split that lies on the device, which augments it, too: on a GPU, faster than all CPUs beside it could."""
 
     def __init__(self, crops: Crops, seed: int, rank: int, world: int, device):
@@ -180,12 +181,12 @@ class Resident:
         """((positions int64 [n], what augmentation draws [n, 5]), int64 [n]) for each step from `first` on."""
         order = epoch_order(self.labels, self.seed, epoch, sampling)
         drawn = augment.draws(self.seed, epoch, self.rows)
-        for positions in steps_of(order, batch_size, self.rank, self.world)[first:]:
+        for positions in train_positions(order, batch_size, self.rank, self.world)[first:]:
             yield (positions, drawn[positions]), self.labels[positions]
 
     def eval_batches(self, batch_size: int) -> Iterator[tuple]:
         """This rank's share, each image once; nothing is drawn."""
-        for positions in eval_steps(len(self.labels), batch_size, self.rank, self.world):
+        for positions in eval_positions(len(self.labels), batch_size, self.rank, self.world):
             yield (positions, None), self.labels[positions]
 
     def to_input(self, chosen: tuple[np.ndarray, np.ndarray | None], device) -> torch.Tensor:
@@ -209,13 +210,13 @@ class Streamed:
     def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
         """As `Cached.train_steps`; the order is that of `window_order`, `sampling` is natural."""
         windows = window_order(self.parts, self.seed, epoch)
-        steps = steps_of(np.concatenate(windows), batch_size, self.rank, self.world)
+        steps = train_positions(np.concatenate(windows), batch_size, self.rank, self.world)
         yield from self._stream(windows, steps[first:], epoch)
 
     def eval_batches(self, batch_size: int) -> Iterator[tuple]:
         """As `Cached.eval_batches`."""
         windows = np.array_split(np.arange(len(self.labels)), max(1, len(np.unique(self.parts)) // WINDOW_PARTS))
-        yield from self._stream(windows, eval_steps(len(self.labels), batch_size, self.rank, self.world), None)
+        yield from self._stream(windows, eval_positions(len(self.labels), batch_size, self.rank, self.world), None)
 
     def _stream(self, windows: list[np.ndarray], steps: list[np.ndarray], epoch: int | None) -> Iterator[tuple]:
         import ray.data
@@ -228,7 +229,7 @@ class Streamed:
                  for w in windows if len(chosen := w[wanted[w]])]
         data = ray.data.from_items(items, override_num_blocks=len(items))
         data.context.execution_options.preserve_order = True
-        made = data.map_batches(_load_window, batch_size=1, **resources.of_reading(),
+        made = data.map_batches(_load_window, batch_size=1, **resources.reading_task_options(),
                                 fn_kwargs={"uri": self.uri, "seed": self.seed, "epoch": epoch})
         pending: list[np.ndarray] = []
         arriving = (block["picture"] for block in made.iter_batches(batch_size=None, prefetch_batches=2))
@@ -252,22 +253,22 @@ class Features:
     def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
         """(float32 [n, D], int64 [n]) of this rank for each step from `first` on."""
         order = epoch_order(self.labels, self.seed, epoch, sampling)
-        for positions in steps_of(order, batch_size, self.rank, self.world)[first:]:
+        for positions in train_positions(order, batch_size, self.rank, self.world)[first:]:
             yield self.features[positions], self.labels[positions]
 
     def eval_batches(self, batch_size: int) -> Iterator[tuple]:
         """This rank's share, each row once."""
-        for positions in eval_steps(len(self.labels), batch_size, self.rank, self.world):
+        for positions in eval_positions(len(self.labels), batch_size, self.rank, self.world):
             yield self.features[positions], self.labels[positions]
 
 
-def ahead(make: Callable, items: list, threads: int) -> Iterator:
+def prefetch(make: Callable, items: list, threads: int) -> Iterator:
     """`make(item)` for each item in order, made by `threads` threads, a few items ahead of their use."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque = collections.deque()
         for item in items:
             waiting.append(pool.submit(make, item))
-            if len(waiting) > AHEAD + threads:
+            if len(waiting) > PREFETCHED + threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

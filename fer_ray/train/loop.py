@@ -20,7 +20,7 @@ from fer_ray.model import backbones, checkpoints, metrics
 from fer_ray.train import batches, schedule, tracking
 
 NUM_CLASSES = len(EXPRESSIONS)
-RESIDENT_SHARE = 0.25  # of a GPU's free memory that a split may take
+ON_DEVICE_SHARE = 0.25  # of a GPU's free memory that a split may take
 
 
 class Place(Protocol):
@@ -234,10 +234,10 @@ def _open(kind: str, content, t: TrainConfig, place: Place, threads: int):
     if kind == "streamed":
         return batches.Streamed(*content, t.seed, place.rank, place.world)
     if kind == "features":
-        return batches.Features(*batches.get_features(content), t.seed, place.rank, place.world)
-    crops = batches.get(content)
-    if batches.resident_bytes(crops) < RESIDENT_SHARE * _free_bytes(place.device):
-        return batches.Resident(crops, t.seed, place.rank, place.world, place.device)
+        return batches.Features(*batches.fetch_features(content), t.seed, place.rank, place.world)
+    crops = batches.fetch_crops(content)
+    if batches.device_bytes(crops) < ON_DEVICE_SHARE * _free_bytes(place.device):
+        return batches.OnDevice(crops, t.seed, place.rank, place.world, place.device)
     # a thread keeps ahead of a CPU; a GPU needs all that its worker has
     return batches.Cached(crops, t.seed, place.rank, place.world, threads if t.use_gpu else 1)
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 from fer_ray.config import ConfigError, TrainConfig
 
-SLIVER = 0.01  # of each CPU, left by those who hold it for long: for `of_reading` and a search's part of each trial
+# CPU share that long-running workers leave free, so that small tasks can be scheduled beside them: those that read for
+# the workers (`reading_task_options`), and the function that a search runs around a trial of several workers
+CPU_RESERVE = 0.01
 
 
-def of_worker(cluster: dict, t: TrainConfig, grows: bool = False) -> dict:
+def worker_resources(cluster: dict, t: TrainConfig, grows: bool = False) -> dict:
     """Resources of one worker; `grows`: nodes are started for what is asked for.
 
     Raises: ConfigError if the cluster cannot hold `num_workers` of them.
@@ -24,10 +26,10 @@ def of_worker(cluster: dict, t: TrainConfig, grows: bool = False) -> dict:
         raise ConfigError(f"{key}: {needed} workers need at least half a CPU each, the cluster has {cpus:g} in all; "
                           f"start more nodes or use --{key} {max(1, int(2 * cpus))}")
     # half a CPU each would crowd all workers on the first of the nodes that are started, or on the last that is left
-    return {"CPU": (1 if grows or cpus >= needed else 0.5) - SLIVER, **({"GPU": 1} if t.use_gpu else {})}
+    return {"CPU": (1 if grows or cpus >= needed else 0.5) - CPU_RESERVE, **({"GPU": 1} if t.use_gpu else {})}
 
 
-def of_reading() -> dict:
+def reading_task_options() -> dict:
     """Options of tasks that make what workers wait for.
 
     When a node is lost, its part is made again while workers may hold every CPU that is left, waiting for it: so these
@@ -37,17 +39,17 @@ def of_reading() -> dict:
 
     shares = [node["Resources"]["memory"] / node["Resources"]["CPU"] for node in ray.nodes()
               if node["Alive"] and node["Resources"].get("CPU")]
-    return {"num_cpus": SLIVER / 10, "memory": int(min(shares, default=0))}
+    return {"num_cpus": CPU_RESERVE / 10, "memory": int(min(shares, default=0))}
 
 
-def tasks(rows: int, least: int) -> int:
+def task_count(rows: int, least: int) -> int:
     """Into how many tasks work on so many rows is cut: one a CPU of the cluster, of at least so many rows each."""
     import ray
 
     return max(1, min(rows // least, int(ray.cluster_resources().get("CPU", 1))))
 
 
-def share(make: Callable, items: list[tuple], count: int, **options) -> list:
+def run_in_tasks(make: Callable, items: list[tuple], count: int, **options) -> list:
     """References to `make(*item)` for each item, made by `count` tasks with these options of Ray.
 
     Not by a task an item: Ray starts processes for tasks that wait, just when the worker's own process starts.
@@ -67,7 +69,7 @@ def _each(make: Callable, items: list[tuple]):
         yield make(*item)
 
 
-def is_there(t: TrainConfig) -> bool:
+def are_available(t: TrainConfig) -> bool:
     """Whether the cluster holds the workers; False: an autoscaler must first start nodes for them.
 
     Raises: ConfigError if it does not and no nodes will come.
@@ -75,24 +77,27 @@ def is_there(t: TrainConfig) -> bool:
     import ray
 
     try:
-        of_worker(ray.cluster_resources(), t)
+        worker_resources(ray.cluster_resources(), t)
     except ConfigError:
-        if not may_grow(ray.nodes()):
+        if not has_autoscaler(ray.nodes()):
             raise
         return False
     return True
 
 
-def may_grow(nodes: list[dict]) -> bool:
+def has_autoscaler(nodes: list[dict]) -> bool:
     """Whether an autoscaler looks after these nodes (of `ray.nodes()`): `ray up` and KubeRay write down their group."""
     return any(node["Alive"] and "ray.io/node-group" in node.get("Labels", {}) for node in nodes)
 
 
-def wait(t: TrainConfig) -> None:
-    """Return when the cluster holds the workers; an autoscaler is asked for them. Raises: ConfigError as `is_there`."""
+def wait_for_workers(t: TrainConfig) -> None:
+    """Return when the cluster holds the workers; an autoscaler is asked for them.
+
+    Raises: ConfigError as `are_available`.
+    """
     import ray.util
 
-    if is_there(t):
+    if are_available(t):
         return
     workers = t.min_workers or t.num_workers
     print(f"train: waiting for nodes for {workers} workers of {'a GPU and a CPU' if t.use_gpu else 'a CPU'} each; "
@@ -105,7 +110,7 @@ def wait(t: TrainConfig) -> None:
         ray.util.remove_placement_group(wanted)  # the nodes stay until they have been idle for minutes
 
 
-def threads(t: TrainConfig, side_by_side: int) -> int:
+def threads_per_worker(t: TrainConfig, side_by_side: int) -> int:
     """Threads of a worker: those of all that share a node must not exceed its cores."""
     import ray
 

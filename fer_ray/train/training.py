@@ -33,12 +33,12 @@ def train(config: Config, prepared: str, side_by_side: int = 1) -> str:
     Raises: ConfigError if the run exists with another configuration or the cluster is too small;
         backbones.WeightsError; checkpoints.CheckpointError; workers.TrainingError.
     """
-    resources.wait(config.train)
+    resources.wait_for_workers(config.train)
     if not is_done(config, prepared):
         with contextlib.nullcontext() if side_by_side > 1 else progress({"": workers.run_uri(config)}, config.train):
-            run_loop = workers.run_group if config.train.num_workers > 1 else workers.run_alone
-            run_loop(config, load(config, prepared), side_by_side)
-    publish(config, workers.run_uri(config), config.name)
+            run_loop = workers.run_group if config.train.num_workers > 1 else workers.run_single
+            run_loop(config, load_inputs(config, prepared), side_by_side)
+    write_best(config, workers.run_uri(config), config.name)
     return workers.run_uri(config)
 
 
@@ -53,7 +53,7 @@ def is_done(config: Config, prepared: str) -> bool:
     return schedule.is_finished(progress, config.train) and len(tracking.read(run)) >= len(progress["history"])
 
 
-def load(config: Config, prepared: str) -> dict:
+def load_inputs(config: Config, prepared: str) -> dict:
     """What workers of any run on this prepared set need, made by tasks and held once per node: `fingerprint`, `state`
     and `can_start` (see `start`) and `sources` (train and val, each a kind and what `loop` opens it with).
 
@@ -62,13 +62,13 @@ def load(config: Config, prepared: str) -> dict:
     t, index = config.train, prepared_set.read_index(prepared)
     if not {"train", "val"} <= set(index["split"]):
         raise ConfigError(f"{prepared}: a split by {config.split.by} without train and val has nothing to train on")
-    state, can_start = start(t)
+    state, can_start = load_start_state(t)
     splits = {s: index[index["split"] == s] for s in ("train", "val")}
     return {"fingerprint": _fingerprint(prepared), "state": state, "can_start": can_start,
             "sources": _sources(prepared, splits, t, state)}
 
 
-def start(t: TrainConfig) -> tuple:
+def load_start_state(t: TrainConfig) -> tuple:
     """References to the state dict that training starts from (`checkpoints.start_state`, as arrays), and to nothing,
     which raises what keeps that from being there: backbones.WeightsError, checkpoints.CheckpointError.
 
@@ -93,14 +93,15 @@ def _sources(prepared: str, splits: dict[str, pd.DataFrame], t: TrainConfig, sta
     trained, or what streaming them needs."""
     every = pd.concat(splits.values())
     if t.layers == "head":
-        tasks = resources.tasks(len(every), batches.LEAST_FORWARD)
+        tasks = resources.task_count(len(every), batches.MIN_ROWS_TO_FORWARD)
         make = functools.partial(_part_features, prepared, t, state, max(1, (os.cpu_count() or 1) // tasks))
-        refs = batches.parts(make, splits, tasks, **resources.of_reading(), num_gpus=int(t.use_gpu))
+        refs = batches.start_parts(make, splits, tasks, **resources.reading_task_options(), num_gpus=int(t.use_gpu))
         return {split: ("features", refs[split]) for split in splits}
     gb = batches.decoded_gb(every)
     if gb <= t.cache_gb:
-        tasks = resources.tasks(len(every), batches.LEAST_DECODED)
-        refs = batches.parts(functools.partial(batches.load_part, prepared), splits, tasks, **resources.of_reading())
+        tasks = resources.task_count(len(every), batches.MIN_ROWS_TO_DECODE)
+        load = functools.partial(batches.load_part, prepared)
+        refs = batches.start_parts(load, splits, tasks, **resources.reading_task_options())
         return {split: ("cached", refs[split]) for split in splits}
     if t.sampling == "balanced":
         raise ConfigError(f"train.sampling balanced needs a set that fits into train.cache_gb {t.cache_gb:g}; this one "
@@ -179,7 +180,7 @@ def _fingerprint(prepared: str) -> str:
     return storage.read_json(storage.join(prepared, "prepared.json"))["fingerprint"]
 
 
-def publish(config: Config, run: str, name: str) -> None:
+def write_best(config: Config, run: str, name: str) -> None:
     """Write `best/NAME.json`, which names the run's best checkpoint."""
     best = checkpoints.find_best(run)
     description = checkpoints.describe(best)

@@ -26,7 +26,7 @@ def run_uri(config: Config) -> str:
     return storage.absolute(storage.join(config.storage, "runs", config.name))
 
 
-def run_alone(config: Config, loaded: dict, side_by_side: int = 1) -> None:
+def run_single(config: Config, loaded: dict, side_by_side: int = 1) -> None:
     """Run the loop of a single worker as a task, and again when its process or node dies.
 
     A group of one would start two more processes, one after the other, and take processor time from a small machine.
@@ -38,25 +38,25 @@ def run_alone(config: Config, loaded: dict, side_by_side: int = 1) -> None:
     t, run = config.train, run_uri(config)
     storage.delete_file(storage.join(run, "diverged.json"))
     for failures_left in reversed(range(t.max_failures + 1)):
-        takes = resources.of_worker(ray.cluster_resources(), t, resources.may_grow(ray.nodes()))
-        task = ray.remote(fit_alone).options(num_cpus=takes["CPU"], num_gpus=takes.get("GPU", 0), max_retries=0)
-        fitting = task.remote(config, loaded, resources.threads(t, side_by_side))
+        takes = resources.worker_resources(ray.cluster_resources(), t, resources.has_autoscaler(ray.nodes()))
+        task = ray.remote(fit_single).options(num_cpus=takes["CPU"], num_gpus=takes.get("GPU", 0), max_retries=0)
+        fitting = task.remote(config, loaded, resources.threads_per_worker(t, side_by_side))
         ray.get(loaded["can_start"])
         try:
             ray.get(fitting)
         except ray.exceptions.RayError as error:
             if not failures_left:
                 raise TrainingError(f"{run}: {_last_line(error)}") from error
-            resources.wait(t)
+            resources.wait_for_workers(t)
         else:
             return _refuse_diverged(run)
 
 
-def fit_alone(config: Config, loaded: dict, threads: int) -> None:
+def fit_single(config: Config, loaded: dict, threads: int) -> None:
     """The loop in the task of a single worker."""
     from fer_ray.train import loop
 
-    place = LonePlace(config)
+    place = SingleWorker(config)
     loop.fit(given(config, loaded, threads), place)
     place.finish()
 
@@ -66,7 +66,7 @@ def given(config: Config, loaded: dict, threads: int) -> dict:
     return loaded | {"run": run_uri(config), "train": config.train, "config": to_dict(config), "threads": threads}
 
 
-class LonePlace:
+class SingleWorker:
     """The only worker of a run (`loop.Place`). It keeps checkpoints and numbers itself, while the next epoch runs."""
 
     rank, world = 0, 1
@@ -121,11 +121,11 @@ def run_group(config: Config, loaded: dict, side_by_side: int = 1, callbacks: li
     ray.get(loaded["can_start"])
     trainer = TorchTrainer(
         fit_in_group,
-        train_loop_config=given(config, loaded, resources.threads(t, side_by_side)),
+        train_loop_config=given(config, loaded, resources.threads_per_worker(t, side_by_side)),
         scaling_config=ScalingConfig(num_workers=(t.min_workers, t.num_workers) if t.min_workers else t.num_workers,
                                      use_gpu=t.use_gpu,
-                                     resources_per_worker=resources.of_worker(ray.cluster_resources(), t,
-                                                                         resources.may_grow(ray.nodes()))),
+                                     resources_per_worker=resources.worker_resources(ray.cluster_resources(), t,
+                                                                         resources.has_autoscaler(ray.nodes()))),
         run_config=RunConfig(
             name=config.name, storage_path=os.path.dirname(path), storage_filesystem=filesystem,
             failure_config=FailureConfig(t.max_failures),
@@ -144,10 +144,10 @@ def fit_in_group(c: dict) -> None:
     """The loop on a worker of Ray Train."""
     from fer_ray.train import loop
 
-    loop.fit(c, GroupPlace(c["run"]))
+    loop.fit(c, RayTrainWorker(c["run"]))
 
 
-class GroupPlace:
+class RayTrainWorker:
     """A worker among those of Ray Train (`loop.Place`)."""
 
     def __init__(self, run: str):

@@ -46,15 +46,15 @@ def search(config: Config, prepared: str, loaded: dict[str, dict] | None = None)
     u, folder = config.tune, space.search_uri(config)
     values = {f"tune.{k}": v for k, v in to_dict(u).items() if k not in RESUMABLE}
     training.claim(storage.join(folder, "search.json"), values | training.train_values(config.train, prepared))
-    resources.wait(config.train)
+    resources.wait_for_workers(config.train)
     side_by_side = concurrency(ray.cluster_resources(), config)
     cpus = max(1, int(ray.cluster_resources()["CPU"] // (side_by_side * config.train.num_workers)))
-    loaded = loaded or load(config, prepared)
+    loaded = loaded or load_inputs(config, prepared)
     queue = space.Queue(config)
     budget = stopper(u)
-    taken = {"CPU": resources.SLIVER / 10}  # a nested trainer takes its own; 0 is refused
+    taken = {"CPU": resources.CPU_RESERVE / 10}  # a nested trainer takes its own; 0 is refused
     if config.train.num_workers == 1:
-        taken = {"CPU": cpus - resources.SLIVER, "GPU": int(config.train.use_gpu)}
+        taken = {"CPU": cpus - resources.CPU_RESERVE, "GPU": int(config.train.use_gpu)}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trainable = tune.with_parameters(run_trial, config=config, loaded=loaded, prepared=prepared, cpus=cpus)
     scratch = tempfile.mkdtemp(prefix="fer_ray_tune_")  # what Tune keeps for itself
@@ -73,13 +73,13 @@ def search(config: Config, prepared: str, loaded: dict[str, dict] | None = None)
     return trials(config)
 
 
-def load(config: Config, prepared: str) -> dict[str, dict]:
+def load_inputs(config: Config, prepared: str) -> dict[str, dict]:
     """What the trials share, by backbone: see `training.load`. Waits for it, since trials hold the GPUs that
     features need."""
     import ray
 
-    loaded = {t.backbone: training.load(dataclasses.replace(config, train=t), prepared)
-              for t in space.start_trains(config)}
+    loaded = {t.backbone: training.load_inputs(dataclasses.replace(config, train=t), prepared)
+              for t in space.trainings(config)}
     for one in loaded.values():
         ray.get(one["can_start"])
         for kind, content in one["sources"].values():
@@ -209,7 +209,7 @@ def journal(config: Config, budget):
 def concurrency(cluster: dict, config: Config) -> int:
     """Trials that the cluster holds at once. Raises: ConfigError if it cannot hold one."""
     t = config.train
-    resources.of_worker(cluster, t)
+    resources.worker_resources(cluster, t)
     if t.use_gpu:
         fitting = most = int(cluster["GPU"] // t.num_workers)
     else:
@@ -230,7 +230,7 @@ def run_trial(trial: dict, config: Config, loaded: dict, prepared: str, cpus: in
     run = workers.run_uri(one)
     finished = training.is_done(one, prepared)
     newest = checkpoints.find_latest(run)
-    place = TrialPlace(one, checkpoints.load_train_state(newest)["progress"]["history"] if newest else [])
+    place = TuneTrialWorker(one, checkpoints.load_train_state(newest)["progress"]["history"] if newest else [])
     diverged, ended = storage.join(run, "diverged.json"), storage.join(run, "ended.json")
     if not (finished or storage.exists(diverged) or storage.exists(ended)):
         if one.train.num_workers == 1:
@@ -247,7 +247,7 @@ def run_trial(trial: dict, config: Config, loaded: dict, prepared: str, cpus: in
         place.tell_worst()
 
 
-class TrialPlace(workers.LonePlace):
+class TuneTrialWorker(workers.SingleWorker):
     """The process of a one-worker trial, and what Tune is told of any trial."""
 
     def __init__(self, config: Config, history: list[dict]):
@@ -342,7 +342,7 @@ def choose(config: Config, found: list[dict]) -> dict:
         reasons = "; ".join(f"{t['number']:03d}: {t['reason'] or t['state']}" for t in found[:3])
         raise workers.TrainingError(f"{space.search_uri(config)}: no trial came to a result ({reasons})")
     best = max(usable, key=lambda t: (t["score"], -t["best_epoch"]))
-    training.publish(config, best["run"], config.name)
+    training.write_best(config, best["run"], config.name)
     return best
 
 

@@ -20,7 +20,7 @@ def search_uri(config: Config) -> str:
     return storage.absolute(storage.join(config.storage, "tune", config.name))
 
 
-def start_trains(config: Config) -> list[TrainConfig]:
+def trainings(config: Config) -> list[TrainConfig]:
     """The training of each backbone that the search may choose."""
     return [dataclasses.replace(config.train, backbone=b) for b in config.tune.backbones or [config.train.backbone]]
 
@@ -30,7 +30,7 @@ def axes(config: Config) -> dict:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     u = config.tune
-    known = [LR.get(t.backbone, LR_OF_OTHERS) for t in start_trains(config)]
+    known = [LR.get(t.backbone, LR_OF_OTHERS) for t in trainings(config)]
     lr = u.lr or [min(low for low, _ in known), max(high for _, high in known)]
     if u.plane == "effective":
         low, high = lr if u.lr else (10 * end for end in lr)
@@ -108,7 +108,7 @@ def read_points(config: Config) -> list[dict]:
     return storage.read_json(file)["points"] if storage.exists(file) else []
 
 
-def with_found(config: Config) -> Config:
+def with_best_settings(config: Config) -> Config:
     """The configuration with the values that the search `train.from_tune` found, if it names one.
 
     Raises: ConfigError if there is no such search.

@@ -19,7 +19,7 @@ from fer_ray.config import Config, DataConfig, TrainConfig
 from fer_ray.data import prepare, sample
 from fer_ray.data.sources import read_manifest
 from fer_ray.train import loop, tracking, training
-from fer_ray.train.workers import LonePlace, TrainingError, given
+from fer_ray.train.workers import SingleWorker, TrainingError, given
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def workers() -> dict[int, int]:
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if re.search(rb"RayTrainWorker|ray::fit_alone", process.joinpath("cmdline").read_bytes()):
+            if re.search(rb"RayTrainWorker|ray::fit_single", process.joinpath("cmdline").read_bytes()):
                 found[int(process.name)] = int(process.joinpath("stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
@@ -141,8 +141,8 @@ def test_crops_that_lie_on_the_device_train_alike(tiny, lone, monkeypatch):
     prepared = f"{tiny.storage}/prepared/set"
     with ray_on(2):
         assert not training.is_done(config, prepared)
-        place = LonePlace(config)
-        loop.fit(given(config, training.load(config, prepared), threads=2), place)
+        place = SingleWorker(config)
+        loop.fit(given(config, training.load_inputs(config, prepared), threads=2), place)
         place.finish()
     for name, weights in final_weights(config, "resident").items():
         assert torch.allclose(weights, lone["whole"][name], atol=0.03), name  # whole grey levels, enlarged by training

@@ -60,8 +60,8 @@ def crops(num: int) -> batches.Crops:
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_workers_share_one_order_without_overlap(world):
     order = batches.epoch_order(np.arange(103) % 8, seed=1, epoch=4)
-    shares = [batches.steps_of(order, 10, rank, world) for rank in range(world)]
-    alone = batches.steps_of(order, 10, 0, 1)
+    shares = [batches.train_positions(order, 10, rank, world) for rank in range(world)]
+    alone = batches.train_positions(order, 10, 0, 1)
     for step, whole in enumerate(alone):
         assert sorted(np.concatenate([s[step] for s in shares])) == sorted(whole)
     assert len(np.unique(np.concatenate(alone))) == 100
@@ -92,7 +92,7 @@ def test_a_split_on_the_device_gives_what_one_in_memory_gives():
     faces = batches.Crops([cv2.normalize(f, None, 0, 255, cv2.NORM_MINMAX) for f in faces], np.arange(40) % 8,
                           np.arange(40) * 3)
     faces.images[7] = faces.images[7][..., 0]
-    memory, device = batches.Cached(faces, 5, 1, 2), batches.Resident(faces, 5, 1, 2, "cpu")
+    memory, device = batches.Cached(faces, 5, 1, 2), batches.OnDevice(faces, 5, 1, 2, "cpu")
     for one, two in ((memory.train_steps(2, 16, 1, "natural"), device.train_steps(2, 16, 1, "natural")),
                      (memory.eval_batches(16), device.eval_batches(16))):
         for (images, labels), (chosen, others) in zip(one, two, strict=True):

@@ -139,14 +139,14 @@ def test_a_cluster_that_is_too_small_is_named_at_once(monkeypatch, cluster, trai
 
     t = TrainConfig(**train)
     with pytest.raises(ConfigError, match=words):
-        resources.of_worker(cluster, t)
+        resources.worker_resources(cluster, t)
     node = {"Alive": True, "Labels": {"ray.io/node-id": "1"}}
     monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
     monkeypatch.setattr(ray, "nodes", lambda: [node, {"Alive": False, "Labels": {"ray.io/node-group": "gpu"}}])
     with pytest.raises(ConfigError, match=words):
-        resources.is_there(t)
+        resources.are_available(t)
     monkeypatch.setattr(ray, "nodes", lambda: [node | {"Labels": {"ray.io/node-group": "head"}}])
-    assert not resources.is_there(t)  # an autoscaler may start what is missing
+    assert not resources.are_available(t)  # an autoscaler may start what is missing
 
 
 def test_workers_share_the_cores_of_a_node(monkeypatch):
@@ -155,7 +155,7 @@ def test_workers_share_the_cores_of_a_node(monkeypatch):
     def threads(*cores, **train):
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": c >= 0, "Resources": {"CPU": c} if c > 0 else {}}
                                                    for c in cores])
-        return resources.threads(TrainConfig(**train), 1)
+        return resources.threads_per_worker(TrainConfig(**train), 1)
 
     assert threads(8) == 8 and threads(8, num_workers=4) == 2 and threads(1, num_workers=4) == 1
     assert threads(0, 8, 8, -1, num_workers=2) == 8  # a head without job work, two nodes and one that is gone

@@ -127,12 +127,12 @@ def test_what_is_wrong_with_a_search_is_told_at_once(tmp_path):
                                           "\\].*tune.momentum.*tune.backbones: unknown backbone 'lenet'"):
         check(config_of(grace_epochs=9, max_epochs=3, lr=[0.1, 0.01], momentum=[0.5, 1.0], backbones=["lenet"]))
     with pytest.raises(ConfigError, match="train.from_tune: no finished search 'x' .*run jobs/tune.py --name x"):
-        space.with_found(config_of(tmp_path, train=TrainConfig(from_tune="x")))
+        space.with_best_settings(config_of(tmp_path, train=TrainConfig(from_tune="x")))
 
 
 def test_found_values_replace_those_of_the_configuration(tmp_path):
     (tmp_path / "tune/x").mkdir(parents=True)
     (tmp_path / "tune/x/tune.json").write_text(json.dumps(
         {"best": {"settings": {"lr": 0.02, "momentum": 0.8, "backbone": "resnet18", "batch_size": 4}}}))
-    t = space.with_found(config_of(tmp_path, train=TrainConfig(from_tune="x", epochs=7))).train
+    t = space.with_best_settings(config_of(tmp_path, train=TrainConfig(from_tune="x", epochs=7))).train
     assert (t.lr, t.momentum, t.backbone, t.batch_size, t.epochs) == (0.02, 0.8, "resnet18", 4, 7)
