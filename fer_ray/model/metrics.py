@@ -26,6 +26,18 @@ def balanced_accuracy(confusion: np.ndarray) -> float:
     return float(_balanced(np.asarray(confusion)[None])[0])
 
 
+def chance(confusion: np.ndarray) -> float:
+    """The balanced accuracy of guessing, or of always naming one class: one over the number of classes present.
+
+    Args:
+        confusion: int [8, 8].
+
+    Returns: 1/8..1, or nan if there is no image at all.
+    """
+    present = int((np.asarray(confusion).sum(1) > 0).sum())
+    return 1 / present if present else float("nan")
+
+
 def evaluate(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str | None], seed: int = 0) -> dict:
     """All numbers of a test set.
 

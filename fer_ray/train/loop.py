@@ -94,7 +94,8 @@ def fit(c: dict, place: Place) -> None:
         seen = float(total[1]) - progress["total"][1]
         result = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
                   "val_accuracy": float(confusion.trace() / confusion.sum()),
-                  "val_balanced_accuracy": metrics.balanced_accuracy(confusion), "lr": schedule.lr_at(epoch, t),
+                  "val_balanced_accuracy": metrics.balanced_accuracy(confusion),
+                  "val_chance": metrics.chance(confusion), "lr": schedule.lr_at(epoch, t),
                   "images": int(total[1]), "images_per_s": seen / seconds, "train_s": seconds,
                   "data_wait_s": clock.waited, "workers": world, "loop_begun_at": begun,
                   "first_batch_at": clock.first_at, "ended_at": time.time()}

@@ -139,7 +139,8 @@ def progress(runs: dict[str, str], t: TrainConfig):
                 for e in tracking.read(run)[shown[label] :]:
                     print(f"{label + '  ' if label else ''}epoch {e['epoch'] + 1:3d}/{t.epochs}  loss "
                           f"{e['train_loss']:.3f}  val loss {e['val_loss']:.3f}  val balanced accuracy "
-                          f"{e['val_balanced_accuracy']:.3f}  {e['images_per_s']:.0f} images/s", flush=True)
+                          f"{e['val_balanced_accuracy']:.3f} (chance {e['val_chance']:.3f})  "
+                          f"{e['images_per_s']:.0f} images/s", flush=True)
                     shown[label] += 1
             if ended:
                 return
