@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from fer_ray import storage
+from fer_ray import scratch, storage
 from fer_ray.config import TrainConfig
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.model import backbones, checkpoints, metrics
@@ -160,7 +160,7 @@ def report(model, optimizer, progress: dict, result: dict | None, c: dict, place
     """
     folder = None
     if place.rank == 0:
-        folder = tempfile.mkdtemp(prefix="fer_ray_")
+        folder = tempfile.mkdtemp(dir=scratch.folder())
         description = {"progress": {k: progress[k] for k in ("epoch", "step")}, "at_end_of_epoch": result is not None,
                        "parameters": sum(p.numel() for p in model.parameters()), "metrics": result or {},
                        "history": progress["history"], "config": c["config"],

@@ -19,7 +19,7 @@ import warnings
 
 import numpy as np
 
-from fer_ray import storage
+from fer_ray import scratch, storage
 from fer_ray.config import Config, TrainConfig, TuneConfig, check, to_dict
 from fer_ray.model import checkpoints
 from fer_ray.train import resources, schedule, tracking, training, workers
@@ -57,19 +57,19 @@ def search(config: Config, prepared: str, loaded: dict[str, dict] | None = None)
         taken = {"CPU": cpus - resources.CPU_RESERVE, "GPU": int(config.train.use_gpu)}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trainable = tune.with_parameters(run_trial, config=config, loaded=loaded, prepared=prepared, cpus=cpus)
-    scratch = tempfile.mkdtemp(prefix="fer_ray_tune_")  # what Tune keeps for itself
+    own_files = tempfile.mkdtemp(dir=scratch.folder())  # what Tune keeps for itself
     tuner = tune.Tuner(
         tune.with_resources(trainable, taken),
         tune_config=tune.TuneConfig(
             metric=SCORE, mode="max", search_alg=searcher(queue, u), scheduler=scheduler(u), num_samples=queue.number,
             max_concurrent_trials=side_by_side, reuse_actors=config.train.num_workers == 1),
         run_config=tune.RunConfig(
-            name="search", storage_path=scratch, stop=budget, callbacks=[journal(config, budget)], verbose=0,
+            name="search", storage_path=own_files, stop=budget, callbacks=[journal(config, budget)], verbose=0,
             failure_config=tune.FailureConfig(max_failures=config.train.max_failures)),
     )
     with _quiet():
         tuner.fit()
-    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(own_files, ignore_errors=True)
     return trials(config)
 
 

@@ -16,6 +16,7 @@ PACKAGE = Path(fer_ray.__file__).parent
 ORDER = {
     "errors": False,
     "progress": False,
+    "scratch": False,
     "config": False,
     "options": False,
     "storage": False,
