@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from fer_ray import storage
+from fer_ray.cli import ending
 from fer_ray.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,7 @@ def connect(**options) -> None:
     # with its dashboard: Ray asks it whether a trial's trainer has ended, before it frees what that held
     ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="error", log_to_driver=False,
              ignore_reinit_error=True, runtime_env={"env_vars": settings}, **options)
+    ending.listen()
     import ray.data
     import ray.train
 

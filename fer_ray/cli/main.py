@@ -8,6 +8,7 @@ import sys
 
 from fer_ray import config as configuration
 from fer_ray import options, storage
+from fer_ray.cli import ending
 from fer_ray.errors import UserError
 
 # Verb: the function that runs it, by its module in this package, and what it does. The modules are imported only after
@@ -43,34 +44,46 @@ def main() -> None:
 
 
 def run(verb: str, argv: list[str] | None = None) -> None:
-    """Run a verb with these options, by default those of the process; exit code 1 and one line when the user can mend
-    what went wrong."""
-    function, description = VERBS[verb]
-    try:
-        config = options.load(sys.argv[1:] if argv is None else argv, description)
-        _refuse_storage_that_ends_with_the_job(config.storage)
-    except configuration.ConfigError as error:
-        sys.exit(f"error: {error}")
-    from fer_ray.tune import space
+    """Run a verb with these options, by default those of the process, and end the process as the verb ended.
 
-    module, _, name = function.partition(".")
+    Exit codes: 0; 1 with one line on stderr if the user can mend what went wrong; 130 and 143 after SIGINT and SIGTERM.
+    """
+    ending.listen()
     try:
-        result = getattr(importlib.import_module(f"fer_ray.cli.{module}"), name)(space.with_best_settings(config))
+        result = _run(verb, sys.argv[1:] if argv is None else argv)
+        print(f"result: {result}", flush=True)
     except UserError as error:
         sys.exit(f"error: {_own_words(error)}")
-    except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on where it was", file=sys.stderr, flush=True)
-        sys.exit(130)  # what a shell says of a command that Ctrl-C ended
+    except (KeyboardInterrupt, SystemExit) as error:
+        code = ending.by_signal(error)
+        if code is None:
+            raise
+        ending.tell(code)
+        sys.exit(code)
+    except Exception as error:
+        if line := ending.explain(error):
+            sys.exit(f"error: {line}")
+        raise
     finally:
         if "ray" in sys.modules:  # as the interpreter ends, Ray would first wait half a second for output
             sys.modules["ray"].shutdown()
-    print(f"result: {result}", flush=True)
+
+
+def _run(verb: str, argv: list[str]) -> str:
+    """Read the options and call the verb's function; the URI of its result."""
+    function, description = VERBS[verb]
+    config = options.load(argv, description)
+    _refuse_storage_that_ends_with_the_job(config.storage)
+    from fer_ray.tune import space
+
+    module, _, name = function.partition(".")
+    return getattr(importlib.import_module(f"fer_ray.cli.{module}"), name)(space.with_best_settings(config))
 
 
 def _own_words(error: Exception) -> str:
     """What was raised where it was raised: Ray puts the frames of each process that an error passes before it."""
-    while getattr(error, "cause", None):
-        error = error.cause
+    while cause := getattr(error, "cause", None):
+        error = cause
     return str(error)
 
 

@@ -56,6 +56,7 @@ ORDER = {
     "report.figures": False,
     "report.pages": False,
     "report.prepared_page": False,
+    "cli.ending": False,
     "cli.connection": False,
     "cli.stages": True,
     "cli.studies": True,

@@ -1,0 +1,50 @@
+"""How a command ends early: by a signal, or because a process of Ray died. One line each, and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+INTERRUPTED = 128 + signal.SIGINT  # 130 and 143: what a shell reports of a command that such a signal ended
+TERMINATED = 128 + signal.SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived. A subclass, so that whoever cleans up after Ctrl-C cleans up after this too."""
+
+
+def listen() -> None:
+    """Let SIGTERM raise `Terminated` in the main thread, so that `finally` blocks run and Ray is shut down.
+
+    To be called again after `ray.init`, which replaces the handler twice: by one that leaves with exit code 15 and by
+    a native one that prints the stack of every thread.
+    """
+    signal.signal(signal.SIGTERM, _raise_terminated)
+
+
+def _raise_terminated(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def by_signal(error: BaseException) -> int | None:
+    """The exit code if `error` is what a signal raised; None for any other."""
+    if isinstance(error, Terminated) or (isinstance(error, SystemExit) and error.code == signal.SIGTERM):
+        return TERMINATED  # SystemExit: Ray's own handler, while `ray.init` is at work
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
+
+
+def tell(code: int) -> None:
+    """Say on stderr that a signal ended the command. A second signal ends the process at once.
+
+    Shutting Ray down takes seconds. Ray's processes end with this one even if nobody shuts them down.
+    """
+    word = "terminated" if code == TERMINATED else "interrupted"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(code))
+    print(f"{word}; the same command goes on where it was", file=sys.stderr, flush=True)
+
+
+def explain(error: Exception) -> str | None:
+    """One line if a process of Ray died: which one, and what to do. None for any other error."""
+    return None
