@@ -11,7 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-PREFIX = "fer_ray_"
+# no shorter: a job that was started in the temporary folder has its results there, in `fer_ray_output`
+PREFIX = "fer_ray_scratch_"
 
 
 @functools.cache

@@ -20,7 +20,6 @@ ORDER = {
     "config": False,
     "options": False,
     "storage": False,
-    "temporary": False,
     "data.manifest": False,
     "data.listing": False,
     "data.pixels": False,

@@ -49,8 +49,11 @@ def test_a_folder_goes_with_its_process_and_the_next_removes_that_of_a_killed_on
 def test_files_and_links_of_that_name_are_left_alone(start, tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
-    (tmp_path / "fer_ray_file").write_text("some")
-    (tmp_path / "fer_ray_link").symlink_to(kept)
+    (tmp_path / "fer_ray_scratch_file").write_text("some")
+    (tmp_path / "fer_ray_scratch_link").symlink_to(kept)
+    results = tmp_path / "fer_ray_output"  # of a job that was started here, with the default storage
+    results.mkdir()
     start()
-    assert kept.is_dir() and (tmp_path / "fer_ray_file").is_file() and (tmp_path / "fer_ray_link").is_symlink()
+    assert results.is_dir()
+    assert kept.is_dir() and (tmp_path / "fer_ray_scratch_file").is_file() and (tmp_path / "fer_ray_scratch_link").is_symlink()
 
