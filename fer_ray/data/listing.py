@@ -7,6 +7,7 @@ is taken as absent, an image is rejected with that reason, and neither is opened
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from fer_ray.data.manifest import NOT_THERE, OUTSIDE, DataError
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split())
 OFFICIAL = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
             "publictest": "val", "test": "test", "testing": "test", "privatetest": "test"}
+DRAWN_MARKER = "sample.json"  # says from which arguments a folder of drawn faces was made; written last
 _JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -88,6 +90,15 @@ def find(root: Path, *names: str, depth: int = 2) -> Path | None:
                     return folder / name
         level = [f for folder in level for f in folders(folder)]
     return None
+
+
+def is_drawn_sample(folder: Path) -> bool:
+    """Whether `sample.write_sample` has filled the folder."""
+    try:
+        found = json.loads((folder / DRAWN_MARKER).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.keys() == {"version", "subjects", "seed"}
 
 
 def compile_pattern(pattern: str, key: str) -> re.Pattern | None:

@@ -29,7 +29,10 @@ SCHEMA = pa.schema([("image", pa.string()), ("expression", pa.string()), ("subje
 REJECT_SCHEMA = pa.schema([("image", pa.string()), ("dataset", pa.string()), ("expression", pa.string()),
                            ("reason", pa.string())])
 
-# why an image was not opened, and must not be
+# What the name of a data set ends with whose faces fer_ray drew itself: a report must not pass them off as people.
+DRAWN = " (drawn sample)"
+
+# Reasons of images that were not opened, and must not be.
 NOT_THERE, OUTSIDE = "file not found", "path leaves the data set's folder"
 
 

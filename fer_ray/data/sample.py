@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fer_ray.data import manifest
+from fer_ray.data import listing, manifest
 from fer_ray.data.layouts import jaffe
 
 VERSION = 1
@@ -47,7 +47,7 @@ def write_sample(root: Path, subjects: int, seed: int) -> None:
     anything that this function did not write.
     """
     root, wanted = Path(root), {"version": VERSION, "subjects": subjects, "seed": seed}
-    done, begun = root / "sample.json", root / "sample.part"
+    done, begun = root / listing.DRAWN_MARKER, root / "sample.part"
     if done.is_file() and json.loads(done.read_text()) == wanted:
         return
     if root.is_dir() and any(root.iterdir()) and not done.is_file() and not begun.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 from pathlib import Path
@@ -11,10 +12,11 @@ import pyarrow as pa
 
 from fer_ray.config import DataConfig, SourceConfig
 from fer_ray.data import listing, pixels
-from fer_ray.data.manifest import DataError, Manifest, build, merge, printable
+from fer_ray.data.manifest import DRAWN, DataError, Manifest, build, merge, printable
 
 PARTICULAR = ("ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet")
 GENERAL = ("table", "folder")
+TITLES = {"ckplus": "CK+", "jaffe": "JAFFE"}  # of the data sets whose layouts the drawn sample has
 
 
 def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
@@ -92,7 +94,17 @@ def recognise(root: Path, data: DataConfig) -> list[tuple[str, str]]:
 
 
 def _concrete(source: SourceConfig, root: Path, data: DataConfig) -> list[SourceConfig]:
-    """The source without `auto` and `sample`: one or more data sets of a known layout."""
+    """The source without `auto` and `sample`: one or more data sets of a known layout; drawn ones say so by name."""
+    return [dataclasses.replace(found, name=f"{found.name or TITLES.get(found.kind, found.kind)}{DRAWN}")
+            if _is_drawn(Path(found.root)) else found for found in _recognised(source, root, data)]
+
+
+def _is_drawn(folder: Path) -> bool:
+    """Whether the folder, or the one around it, is what `sample.write_sample` drew."""
+    return any(listing.is_drawn_sample(place) for place in (folder, folder.parent))
+
+
+def _recognised(source: SourceConfig, root: Path, data: DataConfig) -> list[SourceConfig]:
     folder = Path(os.path.normpath(root / source.root))
     if source.kind == "sample":
         from fer_ray.data import sample

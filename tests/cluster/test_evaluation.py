@@ -44,7 +44,7 @@ def test_each_image_is_tested_once_by_a_network_that_did_not_see_it(audited):
         report = json.loads((audited / f"runs/tiny-fold{k}/report.json").read_text())
         jaffe = report["also"][0]
         assert "contempt" not in jaffe["classes"] and jaffe["metrics"]["test_images"] == 6 * len(jaffe["classes"])
-        assert report["calibration"]["temperature"] > 0 and report["groups"]["dataset"][0]["value"] == "ckplus"
+        assert report["calibration"]["temperature"] > 0 and report["groups"]["dataset"][0]["value"] == "CK+ (drawn sample)"
 
 
 def test_label_audit_ranks_all_and_its_list_is_one_that_prepare_accepts(audited, tmp_path):

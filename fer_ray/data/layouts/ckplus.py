@@ -13,6 +13,7 @@ from fer_ray.data import listing
 from fer_ray.data.manifest import DataError
 
 LOOKS = "cohn-kanade-images/S005/001/*.png beside Emotion/S005/001/*_emotion.txt"
+PEOPLE = "ckplus"  # whatever name the source has: a copy of CK+ and CK+48 show the same people
 CODES = {0: "neutral", 1: "anger", 2: "contempt", 3: "disgust", 4: "fear", 5: "happiness", 6: "sadness",
          7: "surprise"}
 FRAME = re.compile(r"^(S\d+)_(\d+)_(\d+)\.(png|tiff?|jpg)$", re.IGNORECASE)

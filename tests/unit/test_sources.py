@@ -1,0 +1,137 @@
+"""What is recognised, joined and left out, and the drawn sample."""
+
+import os
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from data_sets import put, read
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fer_ray.config import DataConfig, FacesConfig, SampleConfig, SourceConfig
+from fer_ray.data import faces, pixels, sample, sources
+from fer_ray.data.manifest import EXPRESSIONS, DataError, canonical_expression
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    sample.write_sample(folder, subjects=6, seed=0)
+    return folder
+
+
+def test_every_layout_is_recognised_and_said(root, tmp_path, capsys):
+    rows, _ = read(root)
+    assert set(rows.dataset) == {"CK+ (drawn sample)", "JAFFE (drawn sample)"}
+    said = capsys.readouterr().out
+    assert f"recognised ckplus in {root}: cohn-kanade-images/ and Emotion/" in said and "recognised jaffe" in said
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no layout that is known.*cohn-kanade-images.*data.kind"):
+        read(tmp_path / "empty")
+
+
+def test_sources_are_joined_and_missing_folders_named(root, tmp_path):
+    both = [SourceConfig("ckplus", "CK+"), SourceConfig("jaffe", "jaffe")]
+    rows = sources.read_manifest(DataConfig(root=str(root), sources=both)).rows
+    assert set(rows.column("dataset").to_pylist()) == {"CK+ (drawn sample)", "JAFFE (drawn sample)"}
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        read(tmp_path / "nowhere", kind="jaffe")
+    with pytest.raises(DataError, match="is not set"):
+        sources.read_manifest(DataConfig(root="$FER_RAY_NO_SUCH_VARIABLE"))
+    with pytest.raises(DataError, match="JAFFE .drawn sample. stands there twice; give each source a name"):
+        sources.read_manifest(DataConfig(root=str(root), sources=[both[1], both[1]]))
+
+
+def test_names_in_any_encoding_are_read(tmp_path):
+    (tmp_path / "happy").mkdir()
+    content = put(tmp_path / "x.png").read_bytes()
+    names = [b"caf\xe9.png", "表情#row=1.png".encode(), b"a b%20?.png", b"line\nbreak.png", b"-rf $(x).png"]
+    for name in names:
+        with open(os.path.join(os.fsencode(tmp_path / "happy"), name), "wb") as stream:
+            stream.write(content)
+    (tmp_path / "x.png").unlink()
+    rows, _ = read(tmp_path)
+    assert len(rows) == len(names) and all(pixels.load(i).shape == (40, 40) for i in rows.image)
+
+
+def test_sample_is_deterministic_and_never_overwrites_other_files(root, tmp_path):
+    again = tmp_path / "again"
+    assert len(sources.read_manifest(DataConfig("sample", str(again), sample=SampleConfig(6, 0))).rows)
+    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
+    assert all((root / f).read_bytes() == (again / f).read_bytes() for f in files)
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(DataError, match="holds files"):
+        sample.write_sample(tmp_path, 6, 0)
+
+
+def test_haar_finds_exactly_one_face_in_the_sample(root):
+    finder, images = faces.finder(FacesConfig()), [*root.rglob("*.tiff"), *sorted(root.rglob("*.png"))[::3]]
+    pictures = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in images]
+    one = [len(finder.cascade.detectMultiScale(p, 1.1, 5)) == 1 for p in pictures]
+    assert np.mean(one) >= 0.95
+    assert np.mean([finder.find(p) is not None for p in pictures]) >= 0.99
+
+
+@pytest.mark.parametrize(("name", "expected"), [(" Happy", "happiness"), ("ANGER", "anger"), ("sad", "sadness"),
+                                                ("3-Fear", "fear"), ("DI", "disgust"), ("AF", "fear")])
+def test_spellings(name, expected):
+    assert canonical_expression(name, "here") == expected
+
+
+@given(st.text(max_size=12))
+def test_a_name_is_an_expression_or_an_error(name):
+    try:
+        assert canonical_expression(name, "here") in EXPRESSIONS
+    except DataError as error:
+        assert repr(name) in str(error)
+
+
+@given(st.lists(st.sampled_from(EXPRESSIONS), min_size=1, max_size=20), st.randoms())
+def test_the_order_of_rows_never_matters(tmp_path_factory, expressions, random):
+    from fer_ray.data.manifest import build
+
+    rows = [{"image": f"{i:03}.png", "expression": e, "subject": str(i % 3)} for i, e in enumerate(expressions)]
+    shuffled = random.sample(rows, len(rows))
+    assert build(rows, [], "d", "p").rows.equals(build(shuffled, [], "d", "p").rows)
+    assert pd.Series(build(rows, [], "d", "p").rows.column("subject").to_pylist()).str.startswith("p:").all()
+
+
+def test_excluded_images_carry_their_reason_and_unknown_ones_are_refused(tmp_path):
+    put(tmp_path / "data/fear/a.png"), put(tmp_path / "data/fear/b.png")
+    rows, _ = read(tmp_path / "data")
+    out = tmp_path / "out.csv"
+    pd.DataFrame({"image": rows.image[:1], "reason": ["looks like anger"]}).to_csv(out)
+    marked, _ = read(tmp_path / "data", exclude=str(out))
+    assert marked.excluded.fillna("").tolist() == ["excluded by out.csv: looks like anger", ""]
+    for text, words in (("image\n/else.png\n", "names 1 images that are not in the data, such as '/else.png'"),
+                        ("file\na.png\n", "no column 'image'"), ("", "not a readable CSV")):
+        out.write_text(text)
+        with pytest.raises(DataError, match=words):
+            read(tmp_path / "data", exclude=str(out))
+    with pytest.raises(DataError, match="not a readable CSV"):
+        read(tmp_path / "data", exclude=str(tmp_path / "none.csv"))
+
+
+def test_drawn_faces_are_called_drawn_however_their_folder_is_given(root, tmp_path):
+    """Nobody may take a score on them for one on people; subjects and the order of rows stay those of the layouts."""
+    for data in (DataConfig("sample", str(root), sample=SampleConfig(6, 0)), DataConfig("auto", str(root)),
+                 DataConfig("auto", str(root / "jaffe")), DataConfig("ckplus", str(root / "CK+")),
+                 DataConfig(root=str(root), sources=[SourceConfig("ckplus", "CK+", "mine")])):
+        rows = sources.read_manifest(data).rows.to_pandas()
+        assert set(rows.dataset) <= {"CK+ (drawn sample)", "JAFFE (drawn sample)", "mine (drawn sample)"}
+        assert set(rows.subject.str.partition(":")[0]) <= {"ckplus", "jaffe"}
+        assert rows.equals(rows.sort_values(["dataset", "image"], ignore_index=True))
+    put(tmp_path / "KA.AN1.39.png"), (tmp_path / "sample.json").write_text('{"what": "something else"}')
+    assert list(read(tmp_path)[0].dataset) == ["jaffe"]
+
+
+def test_a_copy_of_ckplus_under_another_name_shows_the_same_people_as_ck48(root, tmp_path):
+    frame = sorted((root / "CK+").rglob("*.png"))[0]
+    put(tmp_path / "CK+48/anger" / frame.name, 48)
+    both = [SourceConfig("ckplus", str(root / "CK+"), "mine"), SourceConfig("ck48", str(tmp_path / "CK+48"))]
+    rows = sources.read_manifest(DataConfig(root=str(root), sources=both)).rows.to_pandas()
+    of_crop = rows[rows.dataset == "ck48"].subject
+    assert len(of_crop) == 1 and set(of_crop) <= set(rows[rows.dataset != "ck48"].subject)
