@@ -48,10 +48,11 @@ def environment(port: int) -> dict[str, str]:
 
 
 class Hold:
-    """Stops requests of a kind on their way, so that a client can be killed in the middle of them."""
+    """Stops requests of a kind on their way, so that a client can be killed in the middle of them, or refuses them."""
 
     def __init__(self):
         self.wanted, self.reached = None, threading.Event()
+        self.refused: re.Pattern | None = None  # of "METHOD PATH": such requests are answered by 503
 
     def at(self, method: str, pattern: str) -> None:
         """From now on such requests wait until `release`, and are then dropped."""
@@ -85,6 +86,8 @@ def faulty(upstream: int, share: float = 0.1, seed: int = 0, faults: tuple[str, 
             body = self._body()
             if hold.keeps(self.command, self.path):
                 return self._reset()
+            if hold.refused and hold.refused.search(f"{self.command} {self.path}"):
+                return self._answer(503, [], ERROR % b"SlowDown")
             with lock:
                 fault = draw.choice(faults) if draw.random() < share else ""
                 told[fault or "none"] += 1

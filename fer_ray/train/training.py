@@ -17,7 +17,7 @@ import pandas as pd
 from fer_ray import storage
 from fer_ray.config import Config, ConfigError, TrainConfig
 from fer_ray.data import prepared_set
-from fer_ray.model import checkpoints
+from fer_ray.model import checkpoints, start_weights
 from fer_ray.train import batches, resources, schedule, tracking, workers
 
 # what may differ between two runs of one command that resume each other
@@ -31,7 +31,7 @@ def train(config: Config, prepared: str, side_by_side: int = 1) -> str:
     `side_by_side`: trainings that share the machines, so that each takes its part of the cores.
 
     Raises: ConfigError if the run exists with another configuration or the cluster is too small;
-        backbones.WeightsError; checkpoints.CheckpointError; workers.TrainingError.
+        start_weights.WeightsError; checkpoints.CheckpointError; workers.TrainingError.
     """
     resources.wait_for_workers(config.train)
     if not is_done(config, prepared):
@@ -69,8 +69,8 @@ def load_inputs(config: Config, prepared: str) -> dict:
 
 
 def load_start_state(t: TrainConfig) -> tuple:
-    """References to the state dict that training starts from (`checkpoints.start_state`, as arrays), and to nothing,
-    which raises what keeps that from being there: backbones.WeightsError, checkpoints.CheckpointError.
+    """References to the state dict that training starts from (`start_weights.load`, as arrays), and to nothing,
+    which raises what keeps that from being there: start_weights.WeightsError, checkpoints.CheckpointError.
 
     By a task beside the caller, where a path of the user's means what it says: a job's own process, which only waits,
     is spared the seconds of importing torch.
@@ -84,7 +84,7 @@ def load_start_state(t: TrainConfig) -> tuple:
 
 def _start(t: TrainConfig) -> tuple:
     # as arrays, which Ray shares without copies; NumPy lacks some types of small floats
-    state = checkpoints.start_state(t)
+    state = start_weights.load(t)
     return {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in state.items()}, None
 
 
@@ -113,11 +113,11 @@ def _part_features(prepared: str, t: TrainConfig, state, threads: int, *rows) ->
     """Inputs of the last layer for the centre crops of one part (float32 [n, D]), and labels (int64 [n])."""
     import ray
 
-    from fer_ray.model import predictor
+    from fer_ray.model import backbones, predictor
 
-    network = predictor.Predictor(predictor.extractor(t.backbone, ray.get(state)), threads, t.use_gpu)
+    network = predictor.Predictor(backbones.load(t.backbone, ray.get(state)), t.backbone, threads, t.use_gpu)
     crops = batches.load_part(prepared, *rows)
-    return network.predict_all(crops.images, t.batch_size), crops.labels
+    return network.features(crops.images, t.batch_size), crops.labels
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -98,7 +97,6 @@ class SingleWorker:
     def _keep(self, numbers: dict, folder: str) -> None:
         name = checkpoints.folder_name(checkpoints.describe(folder)["progress"])
         checkpoints.move(folder, storage.join(self.run, name))
-        shutil.rmtree(folder)
         checkpoints.prune(self.run, self.train.num_to_keep)
         tracking.log(self.run, numbers, self.train.mlflow)
 
@@ -174,8 +172,7 @@ class RayTrainWorker:
             return ray.train.Checkpoint(path, filesystem)
 
         ray.train.report(numbers, checkpoint=folder and ray.train.Checkpoint.from_directory(folder),
-                         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-                         delete_local_checkpoint_after_upload=True, checkpoint_upload_fn=upload)
+                         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC, checkpoint_upload_fn=upload)
 
 
 def _mend_snapshot(run: str) -> None:

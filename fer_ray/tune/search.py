@@ -37,7 +37,7 @@ def search(config: Config, prepared: str, loaded: dict[str, dict] | None = None)
     `loaded`: what `load` gave, for several searches on one set.
 
     Raises: ConfigError if the search exists with another configuration or the cluster is too small;
-        backbones.WeightsError; checkpoints.CheckpointError; workers.TrainingError if no trial came to a result.
+        start_weights.WeightsError; checkpoints.CheckpointError; workers.TrainingError if no trial came to a result.
     """
     import optuna
     import ray

@@ -34,6 +34,7 @@ ORDER = {
     "model.backbones": False,
     "model.augment": False,
     "model.checkpoints": False,
+    "model.start_weights": False,
     "model.predictor": False,
     "model.registry": False,
     "model.metrics": False,

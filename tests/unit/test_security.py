@@ -239,11 +239,15 @@ class Payload:
 
 def test_a_checkpoint_that_is_a_pickle_is_refused_and_does_not_run(tmp_path):
     ran = tmp_path / "ran"
+    checkpoints.save(str(tmp_path), "resnet18", torch.nn.Linear(1, 1), {}, {
+        "progress": {"epoch": 0, "step": 0}, "at_end_of_epoch": False, "metrics": {}, "config": {}})
+    description = json.loads((tmp_path / "model.json").read_text())
     sink = io.BytesIO()
     torch.save({"progress": Payload(ran)}, sink)
     for content in (sink.getvalue(), pickle.dumps(Payload(ran))):
         (tmp_path / "train_state.pt").write_bytes(content)
-        (tmp_path / "model.json").write_text(json.dumps({"train_state_sha256": hashlib.sha256(content).hexdigest()}))
+        description["train_state_sha256"] = hashlib.sha256(content).hexdigest()
+        (tmp_path / "model.json").write_text(json.dumps(description))
         with pytest.raises(checkpoints.CheckpointError, match="holds more than tensors"):
             checkpoints.load_train_state(str(tmp_path))
         assert not ran.exists()

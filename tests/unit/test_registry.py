@@ -20,7 +20,8 @@ def root(tmp_path):
     folder.mkdir(parents=True)
     config = {"name": "one", "train": {"backbone": "resnet18"}, "data": {"kind": "folder", "root": "/d", "sources": []}}
     checkpoints.save(str(folder), "resnet18", torch.nn.Linear(5000, 1000), {"progress": {}},
-                     {"config": config, "metrics": {"val_balanced_accuracy": 0.5, "epoch": 2}})
+                     {"config": config, "metrics": {"val_balanced_accuracy": 0.5, "epoch": 2}, "at_end_of_epoch": True,
+                      "progress": {"epoch": 3, "step": 0}})
     storage.write_json(str(tmp_path / "store/best/one.json"), {"checkpoint": str(folder), "value": 0.5})
     storage.write_json(str(tmp_path / "store/runs/one/result.json"),
                        {"balanced_accuracy": 0.25, "checkpoint": str(folder)})

@@ -1,0 +1,207 @@
+"""What a training starts from: the check without torch before any work, and the loading that looks at each tensor."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fer_ray import storage
+from fer_ray.config import ConfigError, TrainConfig
+from fer_ray.model import backbones, checkpoints, start_weights
+from fer_ray.model.start_weights import WeightsError
+
+TINY = "timm:test_resnet"
+DESCRIPTION = {"progress": {"epoch": 1, "step": 0}, "at_end_of_epoch": True, "config": {},
+               "metrics": {"val_balanced_accuracy": 0.5}}
+
+
+def tiny_state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(7)
+    return dict(backbones.build(TINY).state_dict())
+
+
+def load(file, backbone: str = TINY) -> dict[str, torch.Tensor]:
+    """What a training would do: the cheap check must let pass all that can be loaded."""
+    train = TrainConfig(backbone=backbone, weights=str(file))
+    start_weights.check(train)
+    return start_weights.load(train)
+
+
+def test_lite0_takes_the_real_imagenet_weights_below_a_seeded_head():
+    first, second = (start_weights.initial_state("efficientnet_lite0", "imagenet", s) for s in (0, 1))
+    assert torch.equal(first["_conv_stem.weight"], second["_conv_stem.weight"])
+    assert not torch.equal(first["_fc.weight"], second["_fc.weight"])
+    assert not torch.equal(start_weights.initial_state("efficientnet_lite0", "none", 0)["_conv_stem.weight"],
+                           first["_conv_stem.weight"])
+
+
+def test_weights_from_a_torchvision_style_file(tmp_path):
+    import torchvision
+
+    torch.manual_seed(7)
+    saved = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(saved, tmp_path / "w.pth")
+    state = load(tmp_path / "w.pth", "resnet18")
+    assert torch.equal(state["conv1.weight"], saved["conv1.weight"]) and state["fc.weight"].shape == (8, 512)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: state,
+    lambda state: {f"module.{name}": values for name, values in state.items()},
+    lambda state: {"state_dict": state, "epoch": 3},
+    lambda state: {"model": {f"module.{name}": values for name, values in state.items()}, "args": None},
+    lambda state: {"state_dict": {"loss.weight": torch.ones(8), **{f"net.{n}": v for n, v in state.items()}},
+                   "pytorch-lightning_version": "2.5.0", "hyper_parameters": {"lr": 0.1}}],
+    ids=["plain", "DDP", "wrapped", "torchvision's scripts", "Lightning"])
+def test_files_of_other_programs(tmp_path, wrap):
+    saved = tiny_state()
+    torch.save(wrap(saved), tmp_path / "w.pt")
+    state = load(tmp_path / "w.pt")
+    assert state.keys() == saved.keys() and torch.equal(state["conv1.0.weight"], saved["conv1.0.weight"])
+
+
+def test_safetensors_and_the_old_format_of_torch(tmp_path):
+    from safetensors.torch import save_file
+
+    saved = tiny_state()
+    save_file(saved, tmp_path / "w.safetensors")
+    torch.save(saved, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    for name in ("w.safetensors", "w.pth"):
+        assert torch.equal(load(tmp_path / name)["conv1.0.weight"], saved["conv1.0.weight"])
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ([torch.ones(1)], "holds a list, not a dict of tensors"),
+    (torch.ones(1), "holds a Tensor, not a dict of tensors"),
+    ({"epoch": 3}, "holds a dict whose 'epoch' is a int, not a dict of tensors"),
+    ({}, "does not fit timm:test_resnet: .* tensors are missing"),
+    (Path("x"), "holds more than tensors")], ids=["list", "tensor", "numbers", "empty", "object"])
+def test_a_file_of_something_else_is_one_line(tmp_path, content, words):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=words) as error:
+        load(tmp_path / "w.pt")
+    assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
+
+
+def test_weights_that_do_not_fit_or_are_no_numbers_are_named(tmp_path):
+    state = tiny_state()
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="w.pt: does not fit timm:test_convnext: .*missing, the first is 'stem"):
+        load(tmp_path / "w.pt", "timm:test_convnext")
+    for value in ("nan", "inf", "-inf"):
+        state["conv1.0.weight"][0, 0] = float(value)
+        torch.save(state, tmp_path / "w.pt")
+        with pytest.raises(WeightsError, match="1 of .* tensors hold NaN or infinity, the first is 'conv1.0.weight'"):
+            load(tmp_path / "w.pt")
+
+
+def test_a_file_named_after_its_hash_is_verified(tmp_path):
+    torch.save(tiny_state(), tmp_path / "resnet-0123abcd.pth")
+    with pytest.raises(WeightsError, match="does not begin with the 0123abcd"):
+        load(tmp_path / "resnet-0123abcd.pth")
+
+
+def test_our_own_checkpoint_keeps_its_last_layer(tmp_path):
+    model = backbones.build(TINY)
+    checkpoints.save(str(tmp_path), TINY, model, {}, DESCRIPTION)
+    assert torch.equal(load(tmp_path)["fc.weight"], model.state_dict()["fc.weight"])
+    for step in (start_weights.check, start_weights.load):
+        with pytest.raises(WeightsError, match="checkpoint of timm:test_resnet, not of alexnet"):
+            step(TrainConfig(backbone="alexnet", weights=str(tmp_path)))
+
+
+def check(weights, backbone: str = TINY) -> None:
+    start_weights.check(TrainConfig(backbone=backbone, weights=str(weights)))
+
+
+def test_the_check_finds_what_is_cut_short(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(tiny_state(), tmp_path / "w.safetensors")
+    torch.save(tiny_state(), tmp_path / "w.pt")
+    checkpoints.save(str(tmp_path / "c"), TINY, backbones.build(TINY), {}, DESCRIPTION)
+    for file in (tmp_path / "w.safetensors", tmp_path / "w.pt", tmp_path / "c/model.safetensors"):
+        content = file.read_bytes()
+        weights = file.parent if file.parent.name == "c" else file
+        for length in (len(content) - 1000, 100, 3, 0):
+            file.write_bytes(content[:length])
+            with pytest.raises(WeightsError, match="damaged|not a file of torch.save") as error:
+                check(weights)
+            assert str(file) in str(error.value)
+        file.write_bytes(content)
+        check(weights)
+
+
+def test_the_check_names_what_is_not_there(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for missing in ("gone.pth", "gone.safetensors", "folder", "gone/x.pt", "Imagenet"):
+        with pytest.raises(WeightsError, match="neither 'imagenet' nor 'none', nor a file or checkpoint"):
+            check(tmp_path / missing)
+        with pytest.raises(WeightsError, match="neither 'imagenet' nor 'none', nor a file or checkpoint"):
+            start_weights.initial_state(TINY, str(tmp_path / missing), 0)
+
+
+def test_imagenet_weights_that_are_nowhere_say_where_to_put_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(start_weights, "TORCHVISION_URL", "http://127.0.0.1:9/")  # nothing listens there
+    for step in (start_weights.check, start_weights.load):
+        with pytest.raises(WeightsError, match=r"Connection refused.*alexnet-owt-7be5be79.pth .*hub/checkpoints/"):
+            step(TrainConfig(backbone="alexnet"))
+    file = tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth"
+    file.write_bytes(b"half a download")
+    for step in (start_weights.check, start_weights.load):
+        with pytest.raises(WeightsError, match=f"{file}: "):
+            step(TrainConfig(backbone="alexnet"))
+
+
+def test_names_and_cache_are_those_of_torchvision_and_torch(tmp_path, monkeypatch):
+    import torchvision
+
+    for name, file in start_weights.TORCHVISION_FILES.items():
+        weights = torchvision.models.get_model_weights(name)
+        assert weights.IMAGENET1K_V1.url == start_weights.TORCHVISION_URL + file
+    for key in ("TORCH_HOME", "XDG_CACHE_HOME", "ANY"):
+        monkeypatch.delenv("TORCH_HOME", raising=False)
+        monkeypatch.setenv(key, str(tmp_path))
+        assert str(start_weights.cache_folder()) == f"{torch.hub.get_dir()}/checkpoints"
+
+
+def test_timm_that_is_not_installed_is_said_by_the_check(monkeypatch):
+    monkeypatch.setattr(start_weights.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs the package timm"):
+        check("none")
+
+
+def test_the_check_needs_neither_torch_nor_ray(tmp_path):
+    checkpoints.save(str(tmp_path / "c"), TINY, backbones.build(TINY), {}, DESCRIPTION)
+    torch.save(tiny_state(), tmp_path / "w.pt")
+    code = ("import sys; from fer_ray.model import start_weights; from fer_ray.config import TrainConfig\n"
+            f"for weights in {[str(tmp_path / 'c'), str(tmp_path / 'w.pt'), 'none', 'imagenet']!r}:\n"
+            f"    start_weights.check(TrainConfig(backbone={TINY!r}, weights=weights))\n"
+            "print(sorted({'torch', 'ray', 'timm'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_an_outage_of_storage_is_not_taken_for_a_missing_file(monkeypatch):
+    def refuse(uri, *_):
+        raise storage.StorageError(f"{uri}: Connection refused")
+
+    for name in ("exists", "read_bytes", "stat", "read_range"):
+        monkeypatch.setattr(storage, name, refuse)
+    for step in (start_weights.check, start_weights.load):
+        with pytest.raises(storage.StorageError, match="Connection refused"):
+            step(TrainConfig(backbone=TINY, weights="s3://bucket/w.pt"))
+    with pytest.raises(storage.StorageError, match="Connection refused"):
+        start_weights.initial_state(TINY, "s3://bucket/w.pt", 0)
+
+
+def test_an_edited_checkpoint_is_refused_before_any_work(tmp_path):
+    checkpoints.save(str(tmp_path), TINY, backbones.build(TINY), {}, DESCRIPTION)
+    described = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(described | {"input_size": 448}))
+    with pytest.raises(checkpoints.CheckpointError, match="input_size is 448"):
+        check(tmp_path)
