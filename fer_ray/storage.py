@@ -1,102 +1,56 @@
-"""One URI (a path, `file://`, `s3://bucket/prefix`) to one place. Nothing else knows about S3.
+"""Files of a storage named by one URI: a local path, `file://` or `s3://bucket/prefix`.
 
-Endpoint, region and credentials of S3 come from the AWS environment and profiles. Whole files go through boto3, which
-is several times faster and never leaves half an object; the rest, and Ray, through pyarrow. Both try ten times with
-growing pauses, where their three attempts by default lose a job to a busy server.
+Writers are atomic: a reader sees the whole new file, the whole old one or none. Locally a file is first written beside
+its name as `NAME.<32 hex digits>.part`, with the mode that the user's umask gives, and then renamed. What concerns S3
+alone is in `s3`.
 
-Every function raises StorageError if S3 does not answer or refuses.
+Every function raises StorageError, whose one line names the URI and the reason, if storage cannot be reached, is full
+or refuses. That a file is not there is no such error: readers raise FileNotFoundError, `exists` says False.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import urllib.parse
 import uuid
-from io import BytesIO
-from typing import NoReturn
+from collections.abc import Generator
 
 from pyarrow import fs
 
-from fer_ray.errors import UserError
+from fer_ray import s3
+from fer_ray.errors import StorageError, UserError
+from fer_ray.s3 import ATTEMPTS
 
-ATTEMPTS = 10
+__all__ = ["ATTEMPTS", "StorageError"]  # imported for those who use them by this module's name
 
-
-class StorageError(UserError, OSError):
-    """Storage cannot be reached or refuses; the message names the URI and what the server said."""
+# A killed writer leaves its `.part` file. One that nobody has written to for so long is no longer being written.
+ABANDONED_S = 600.0
+_PART = re.compile(r"\.[0-9a-f]{32}\.part$")
 
 
 class DamagedError(UserError):
     """A file that another step wrote is missing, cut short or was edited; the message says what makes it again."""
 
 
-class S3(fs.S3FileSystem):
-    """A bucket's filesystem. Ray sends it to its processes; pyarrow's own would come out without its retries."""
-
-    def __init__(self, bucket: str):
-        meta = _client().meta
-        endpoint = urllib.parse.urlsplit(meta.endpoint_url)
-        if endpoint.hostname.endswith(("amazonaws.com", "amazonaws.com.cn")):
-            where = {"region": fs.resolve_s3_region(bucket)}
-        else:
-            where = {"region": meta.region_name or "us-east-1", "scheme": endpoint.scheme,
-                     "endpoint_override": endpoint.netloc}
-        super().__init__(retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS), connect_timeout=5,
-                         request_timeout=30, **where)
-        self.bucket = bucket
-
-    def __reduce__(self):
-        return _s3, (self.bucket,)
-
-
-@functools.cache
-def _s3(bucket: str) -> S3:
-    return S3(bucket)
-
-
-@functools.cache
-def _client():
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-                                            connect_timeout=5, read_timeout=30, max_pool_connections=16))
-
-
-@functools.cache
-def _transfer():
-    """Parts of 8 MiB, ten at a time, each tried again when its body ends early."""
-    from boto3.s3.transfer import TransferConfig
-
-    return TransferConfig(num_download_attempts=ATTEMPTS)
-
-
 @contextlib.contextmanager
-def _telling(uri: str):
-    """Turn what pyarrow and boto3 raise into FileNotFoundError or StorageError."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
+def _reporting(uri: str, writing: bool = False) -> Generator[None]:
+    """Turn what the operating system refuses into StorageError; FileNotFoundError passes, unless `writing`."""
     try:
         yield
-    except (FileNotFoundError, StorageError):
+    except UserError:
         raise
-    except ClientError as error:
-        if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey"):
-            raise FileNotFoundError(uri) from None
-        _raise(uri, error)
-    except (OSError, Boto3Error, BotoCoreError) as error:
-        _raise(uri, error)
-
-
-def _raise(uri: str, error: Exception) -> NoReturn:
-    raise StorageError(f"{uri}: {str(error).strip().splitlines()[0]}") from error
+    except FileNotFoundError:
+        if not writing:
+            raise
+        raise StorageError(f"{uri}: the folder was removed while it was written to") from None
+    except OSError as error:
+        raise StorageError(f"{uri}: {error.strerror or ' '.join(str(error).split())}") from error
 
 
 def join(uri: str, *parts: str) -> str:
@@ -105,10 +59,10 @@ def join(uri: str, *parts: str) -> str:
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem and the path in it."""
-    if bucket_key := _object(uri):
-        with _telling(uri):
-            return _s3(bucket_key[0]), "/".join(bucket_key).rstrip("/")
+    """The pyarrow filesystem of a URI and the path in it, for Ray and for Parquet."""
+    if _is_s3(uri):
+        bucket, key = s3.split(uri)
+        return s3.filesystem(bucket), f"{bucket}/{key}".rstrip("/")
     return fs.FileSystem.from_uri(absolute(uri))
 
 
@@ -124,110 +78,58 @@ def is_absolute(uri: str) -> bool:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, path = resolve(uri)
-    with _telling(uri):
-        return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    if _is_s3(uri):
+        return s3.exists(uri)
+    with _reporting(uri):
+        try:
+            os.stat(_path(uri))
+        except (FileNotFoundError, NotADirectoryError):  # the second: something above it is a file
+            return False
+        return True
+
+
+def stat(uri: str) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns. Raises: FileNotFoundError."""
+    if _is_s3(uri):
+        return s3.stat(uri)
+    with _reporting(uri):
+        found = os.stat(_path(uri))
+    return found.st_size, found.st_mtime_ns
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises: FileNotFoundError."""
-    if (path := _local(uri)) is not None:
-        with open(path, "rb") as stream:
-            return stream.read()
-    if bucket_key := _object(uri):
-        sink = BytesIO()
-        with _telling(uri):
-            _client().download_fileobj(*bucket_key, sink, Config=_transfer())
-        return sink.getvalue()
-    filesystem, path = resolve(uri)
-    with filesystem.open_input_stream(path) as stream:
+    if _is_s3(uri):
+        return s3.read(uri)
+    with _reporting(uri), open(_path(uri), "rb") as stream:
         return stream.read()
 
 
 def sha256(uri: str) -> str:
     """Of the whole file, which is not held in memory. Raises: FileNotFoundError."""
-    if (path := _local(uri)) is not None:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    if bucket_key := _object(uri):
-        sink = _Digest()
-        with _telling(uri):
-            _client().download_fileobj(*bucket_key, sink, Config=_transfer())
-        return sink.digest.hexdigest()
-    return hashlib.sha256(read_bytes(uri)).hexdigest()
-
-
-class _Digest:
-    """What is written to it, in order."""
-
-    def __init__(self):
-        self.digest = hashlib.sha256()
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        return len(content)
+    if _is_s3(uri):
+        return s3.sha256(uri)
+    with _reporting(uri), open(_path(uri), "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_range(uri: str, first: int, length: int) -> bytes:
     """`length` bytes from byte `first` on. Raises: FileNotFoundError."""
-    if (path := _local(uri)) is not None:
-        with open(path, "rb") as stream:
-            stream.seek(first)
-            return stream.read(length)
-    if bucket_key := _object(uri):
-        with _telling(uri):
-            return _read_object(*bucket_key, f"bytes={first}-{first + length - 1}")
-    filesystem, path = resolve(uri)
-    with filesystem.open_input_file(path) as stream:
-        return stream.read_at(length, first)
-
-
-def _read_object(bucket: str, key: str, span: str) -> bytes:
-    """boto3 asks again where no answer comes, but not where one ends early."""
-    from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
-
-    for _ in range(ATTEMPTS - 1):
-        with contextlib.suppress(IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
-            return _client().get_object(Bucket=bucket, Key=key, Range=span)["Body"].read()
-    return _client().get_object(Bucket=bucket, Key=key, Range=span)["Body"].read()
-
-
-def stat(uri: str) -> tuple[int, int]:
-    """Size in bytes and time of the last change in ns. Raises: FileNotFoundError."""
-    if (path := _local(uri)) is not None:
-        found = os.stat(path)
-        return found.st_size, found.st_mtime_ns
-    filesystem, path = resolve(uri)
-    with _telling(uri):
-        info = filesystem.get_file_info(path)
-    if info.type == fs.FileType.NotFound:
-        raise FileNotFoundError(uri)
-    return info.size, info.mtime_ns
-
-
-def _local(uri: str) -> str | bytes | None:
-    """The path of a local file. As bytes where the URI is percent-encoded: names need not be UTF-8."""
-    if uri.startswith("file://"):
-        return urllib.parse.unquote_to_bytes(uri.removeprefix("file://"))
-    return None if "://" in uri else os.path.expanduser(uri)
-
-
-def _object(uri: str) -> tuple[str, str] | None:
-    """Bucket and key of an S3 URI."""
-    if not uri.startswith("s3://"):
-        return None
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
+    if _is_s3(uri):
+        return s3.read_range(uri, first, length)
+    with _reporting(uri), open(_path(uri), "rb") as stream:
+        stream.seek(first)
+        return stream.read(length)
 
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a file, whole or not at all."""
-    if bucket_key := _object(uri):
-        with _telling(uri):
-            _client().upload_fileobj(BytesIO(content), *bucket_key, Config=_transfer())
-        return
-    part = _write_beside(uri, content)
-    os.replace(part, _path(uri))
+    if _is_s3(uri):
+        return s3.write(uri, content)
+    with _reporting(uri, writing=True), _part_of(uri) as part:
+        with open(part, "wb") as stream:
+            stream.write(content)
+        os.replace(part, _path(uri))
 
 
 def create(uri: str, content: bytes) -> bool:
@@ -235,73 +137,70 @@ def create(uri: str, content: bytes) -> bool:
 
     An answer that was lost on its way and asked for again says False too: read the file to know whose it is.
     """
-    if bucket_key := _object(uri):
-        return _create_object(uri, *bucket_key, content)
-    part = _write_beside(uri, content)
-    try:
-        os.link(part, _path(uri))  # unlike a rename, it fails where a file is
-    except FileExistsError:
-        return False
-    finally:
-        os.remove(part)
+    if _is_s3(uri):
+        return s3.create(uri, content)
+    with _reporting(uri, writing=True), _part_of(uri) as part:
+        with open(part, "wb") as stream:
+            stream.write(content)
+        try:
+            os.link(part, _path(uri))  # unlike a rename, it fails where a file is
+        except FileExistsError:
+            return False
     return True
 
 
-def _create_object(uri: str, bucket: str, key: str, content: bytes) -> bool:
-    from botocore.exceptions import ClientError
-
-    for attempt in range(ATTEMPTS):
-        with _telling(uri):
-            try:
-                _client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-            except ClientError as error:
-                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-                if status == 412:
-                    return False
-                if status != 409 or attempt == ATTEMPTS - 1:  # 409: another writer is at it just now
-                    raise
-                time.sleep(0.1 * 2**attempt)
-            else:
-                return True
-    raise AssertionError
-
-
 def move(path: str, uri: str) -> None:
-    """Give a local file to storage, whole or not at all; to S3 a large one in parts side by side. Raises:
-    FileNotFoundError.
+    """Hand a local file over to storage, whole or not at all; to S3 a large one in parts side by side.
 
-    On one disk nothing is copied, for a training goes on beside it: the file at `path` may be gone then.
+    Within one disk nothing is copied, since a training goes on beside it: the file at `path` may be gone afterwards.
+
+    Raises: FileNotFoundError if there is no file at `path`.
     """
-    if bucket_key := _object(uri):
-        with _telling(uri):
-            _client().upload_file(path, *bucket_key, Config=_transfer())
-        return
-    part = _part_of(uri)
-    shutil.move(path, part)
-    os.replace(part, _path(uri))
+    if _is_s3(uri):
+        return s3.upload(path, uri)
+    os.stat(path)
+    with _reporting(uri, writing=True), _part_of(uri) as part:
+        with open(part, "wb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+        shutil.move(path, part)
+        os.chmod(part, mode & 0o777)  # temporary files are 0600, and a colleague could not read the result
+        os.replace(part, _path(uri))
 
 
-def _path(uri: str) -> str | bytes:
-    path = _local(uri)
-    if path is None:
-        raise StorageError(f"{uri}: unknown kind of storage; use a path, file:// or s3://bucket/prefix")
-    return path
-
-
-def _write_beside(uri: str, content: bytes) -> str | bytes:
-    """A new file with this content in the folder of `uri`; its path."""
-    part = _part_of(uri)
-    with open(part, "wb") as stream:
-        stream.write(content)
-    return part
-
-
-def _part_of(uri: str) -> str | bytes:
-    """A name for what is to become the file `uri`, in its folder, which is there then."""
+@contextlib.contextmanager
+def _part_of(uri: str) -> Generator[str]:
+    """A new name beside `uri`, in its folder, which is made if needed. What is left under that name is removed."""
     path = _path(uri)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    ending = f".{uuid.uuid4().hex}.part"
-    return path + (ending.encode() if isinstance(path, bytes) else ending)
+    part = f"{path}.{uuid.uuid4().hex}.part"
+    try:
+        yield part
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(part)
+
+
+def remove_abandoned(uri: str) -> None:
+    """Remove the `.part` files of killed writers directly in the local folder `uri`. S3 keeps no half objects."""
+    if _is_s3(uri):
+        return
+    with _reporting(uri), contextlib.suppress(FileNotFoundError), os.scandir(_path(uri)) as entries:
+        for entry in entries:
+            if _PART.search(entry.name) and time.time() - entry.stat().st_mtime > ABANDONED_S:
+                os.remove(entry.path)
+
+
+def _is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def _path(uri: str) -> str:
+    """The path of a local file, as `os` functions take it: names need not be UTF-8."""
+    if uri.startswith("file://"):
+        return os.fsdecode(urllib.parse.unquote_to_bytes(uri.removeprefix("file://")))
+    if "://" in uri:
+        raise StorageError(f"{uri}: unknown kind of storage; use a path, file:// or s3://bucket/prefix")
+    return os.path.expanduser(uri)
 
 
 def read_json(uri: str) -> dict:
@@ -331,7 +230,7 @@ def read_own_json(uri: str, expected: dict[str, type], remedy: str) -> dict:
 
 
 def write_json(uri: str, content: dict) -> None:
-    """Readable JSON, atomically. Raises: ValueError if a number is none."""
+    """Readable JSON, atomically. Raises: ValueError if a number is not finite."""
     write_bytes(uri, _json(content))
 
 
@@ -346,32 +245,38 @@ def _json(content: dict) -> bytes:
 
 def delete_file(uri: str) -> None:
     """Remove a file, if it is there."""
-    filesystem, path = resolve(uri)
-    with _telling(uri):
-        if filesystem.get_file_info(path).type == fs.FileType.File:
-            filesystem.delete_file(path)
+    if _is_s3(uri):
+        return s3.delete_file(uri)
+    with _reporting(uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.remove(_path(uri))
 
 
 def delete_dir(uri: str) -> None:
     """Remove a folder and all in it, if it is there."""
-    filesystem, path = resolve(uri)
-    with _telling(uri):
-        if filesystem.get_file_info(path).type == fs.FileType.Directory:
-            filesystem.delete_dir(path)
+    if _is_s3(uri):
+        return s3.delete_dir(uri)
+    with _reporting(uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        shutil.rmtree(_path(uri))
 
 
 def list_dirs(uri: str) -> list[str]:
     """Names of the folders directly in `uri`, sorted; empty if it is not there."""
-    return _list(uri, fs.FileType.Directory)
+    return _names(uri)[1]
 
 
 def list_files(uri: str) -> list[str]:
     """Names of the files directly in `uri`, sorted; empty if it is not there."""
-    return _list(uri, fs.FileType.File)
+    return _names(uri)[0]
 
 
-def _list(uri: str, kind: fs.FileType) -> list[str]:
-    filesystem, path = resolve(uri)
-    with _telling(uri):
-        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(i.base_name for i in infos if i.type == kind)
+def _names(uri: str) -> tuple[list[str], list[str]]:
+    """Sorted names of the files and of the folders directly in `uri`."""
+    files: list[str] = []
+    folders: list[str] = []
+    if _is_s3(uri):
+        files, folders = s3.names(uri)
+    else:
+        with _reporting(uri), contextlib.suppress(FileNotFoundError), os.scandir(_path(uri)) as entries:
+            for entry in entries:
+                (folders if entry.is_dir() else files).append(entry.name)
+    return sorted(files), sorted(folders)

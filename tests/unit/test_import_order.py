@@ -19,6 +19,7 @@ ORDER = {
     "scratch": False,
     "config": False,
     "options": False,
+    "s3": False,
     "storage": False,
     "data.manifest": False,
     "data.listing": False,

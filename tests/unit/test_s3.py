@@ -42,10 +42,11 @@ def port():
         yield port
 
 
-def run(port: int, code: str, *arguments: str) -> subprocess.CompletedProcess:
-    """In a process of its own, with the environment that a user sets."""
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=REPO, env=os.environ | s3.environment(port),
-                          capture_output=True, text=True, timeout=240)
+def run(port: int, code: str, *arguments: str, **settings: str | None) -> subprocess.CompletedProcess:
+    """In a process of its own, with the environment that a user sets, and `settings`; None removes a variable."""
+    environment = {k: v for k, v in (os.environ | s3.environment(port) | settings).items() if v is not None}
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=REPO, env=environment, capture_output=True,
+                          text=True, timeout=240)
 
 
 def test_files_and_folders(port):
@@ -74,9 +75,34 @@ def test_of_writers_that_meet_one_creates(port):
     ("storage.read_bytes('s3://bucket/none')", "FileNotFoundError: s3://bucket/none"),
     ("storage.read_range('s3://bucket/none', 0, 1)", "FileNotFoundError: s3://bucket/none"),
     ("storage.stat('s3://bucket/none')", "FileNotFoundError: s3://bucket/none"),
+    ("storage.read_bytes('s3://no-such-bucket/x')", "StorageError: s3://no-such-bucket: .*NoSuchBucket"),
+    ("storage.exists('s3://no-such-bucket/x')", "StorageError: s3://no-such-bucket: .*NoSuchBucket"),
+    ("storage.list_dirs('s3://no-such-bucket/x')", "StorageError: s3://no-such-bucket/x: .*NoSuchBucket"),
     ("storage.write_bytes('s3://no-such-bucket/x', b'')", "StorageError: s3://no-such-bucket/x: .*NoSuchBucket"),
     ("storage.create('s3://no-such-bucket/x', b'')", "StorageError: s3://no-such-bucket/x: .*NoSuchBucket")])
 def test_errors_name_the_uri_and_hold_no_secret(port, code, raised):
     failed = run(port, f"from fer_ray import storage; {code}")
     assert failed.returncode == 1 and s3.KEYS["AWS_SECRET_ACCESS_KEY"] not in failed.stderr
     assert re.search(raised, failed.stderr.strip().splitlines()[-1]), failed.stderr
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "no credentials for S3; set AWS_ACCESS_KEY_ID"),
+    ({"AWS_ENDPOINT_URL": "localhost:9000"}, "AWS_ENDPOINT_URL is no URL .*localhost:9000"),
+    ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "Could not connect")], ids=["no key", "no url", "no server"])
+def test_a_server_out_of_reach_is_never_taken_for_a_file_that_is_not_there(port, settings, said):
+    asked = """
+from fer_ray import s3, storage
+s3.ATTEMPTS = 1
+for ask in (storage.exists, storage.stat, storage.read_bytes, storage.sha256, storage.list_files, storage.delete_dir,
+            storage.delete_file, lambda uri: storage.read_own_json(uri, {}, ""), lambda uri: storage.create(uri, b""),
+            lambda uri: storage.write_bytes(uri, b"")):
+    try:
+        print("answered", ask("s3://bucket/x"))
+    except storage.StorageError as error:
+        print(error)
+"""
+    told = run(port, asked, HOME="/nonexistent", **settings)
+    lines = told.stdout.strip().splitlines()
+    assert len(lines) == 10, told.stderr
+    assert all(re.match(f"s3://bucket/x: {said}", line) for line in lines), lines

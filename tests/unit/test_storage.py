@@ -1,3 +1,9 @@
+import errno
+import os
+import resource
+import tempfile
+import time
+
 import pytest
 
 from fer_ray import storage
@@ -43,3 +49,86 @@ def test_a_damaged_file_of_ours_is_told_by_name_with_what_makes_it_again(tmp_pat
     file.unlink()
     with pytest.raises(storage.DamagedError, match="run.json: is missing; run jobs/train.py again"):
         read()
+
+
+def refuse_more_than(num_bytes: int) -> None:
+    """From now on the system lets this process write no larger file, as a full disk would; root is no exception."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.fixture
+def full_disk():
+    yield lambda: refuse_more_than(1000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def another_disk(*_) -> None:
+    """What `os.rename` says when the target lies on another disk, so that the file must be copied."""
+    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+
+@pytest.mark.parametrize("write", [
+    lambda uri, large: storage.write_bytes(uri, large.read_bytes()),
+    lambda uri, large: storage.create(uri, large.read_bytes()),
+    lambda uri, large: storage.move(str(large), uri)], ids=["write", "create", "move"])
+def test_a_full_disk_is_one_line_with_the_uri_and_leaves_no_part(tmp_path, full_disk, monkeypatch, write):
+    large, target = tmp_path / "large", tmp_path / "out/file"
+    large.write_bytes(bytes(5000))
+    monkeypatch.setattr(os, "rename", another_disk)
+    full_disk()
+    with pytest.raises(storage.StorageError, match=f"^{target}: File too large$"):
+        write(str(target), large)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_storage_that_is_a_file_or_refuses_is_told_by_its_uri(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    inside = str(tmp_path / "file/a/b")
+    assert not storage.exists(inside)
+    for act in (lambda: storage.write_bytes(inside, b""), lambda: storage.create(inside, b""),
+                lambda: storage.read_bytes(inside), lambda: storage.list_files(inside), lambda: storage.stat(inside),
+                lambda: storage.write_bytes("gs://bucket/x", b""), lambda: storage.write_bytes(str(tmp_path), b"")):
+        with pytest.raises(storage.StorageError, match="Not a directory|File exists|unknown kind|Is a directory"):
+            act()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_storage_out_of_reach_is_not_taken_for_a_file_that_is_not_there(tmp_path, monkeypatch, error):
+    def refuse(path, *_, **__):
+        raise OSError(error, os.strerror(error), path)
+
+    file = str(tmp_path / "x.json")
+    for name in ("stat", "scandir", "remove"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    for ask in (storage.exists, storage.stat, storage.read_bytes, storage.list_dirs, storage.delete_file,
+                lambda uri: storage.read_own_json(uri, {}, "run it again")):
+        with pytest.raises(storage.StorageError, match=f"{file}: {os.strerror(error)}"):
+            ask(file)
+
+
+def test_all_writers_leave_the_mode_that_the_umask_gives(tmp_path):
+    with tempfile.NamedTemporaryFile(dir=tmp_path, delete=False) as private:
+        private.write(b"x")
+    assert os.stat(private.name).st_mode & 0o777 == 0o600
+    before = os.umask(0o027)
+    try:
+        storage.move(private.name, str(tmp_path / "out/moved"))
+        storage.write_bytes(str(tmp_path / "out/written"), b"x")
+        storage.create(str(tmp_path / "out/created"), b"x")
+    finally:
+        os.umask(before)
+    assert {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir()} == dict.fromkeys(
+        ["moved", "written", "created"], 0o640)
+
+
+def test_only_abandoned_parts_are_swept(tmp_path):
+    old = time.time() - storage.ABANDONED_S - 1
+    for name, when in ((f"a.parquet.{'0' * 32}.part", old), (f"b.parquet.{'1' * 32}.part", time.time()),
+                       ("mine.part", old), ("a.parquet", old)):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (when, when))
+    storage.remove_abandoned(str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", f"b.parquet.{'1' * 32}.part", "mine.part"]
+    storage.remove_abandoned(str(tmp_path / "none"))
