@@ -62,23 +62,47 @@ class ImageError(ValueError):
 def load(image: str) -> np.ndarray:
     """The pixels of any image that the manifest can name: uint8 [H, W] (grey) or [H, W, 3] (RGB).
 
+    Raises: what `read` and `decode_content` raise.
+    """
+    return decode_content(image, read(image))
+
+
+def read(image: str) -> bytes:
+    """The bytes that an image's pixels are decoded from: those of its file, of its row in a CSV or its Parquet cell.
+
     Raises:
-        ImageError: this image cannot be used: its file is missing or unreadable, or no decoder makes pixels of it.
+        ImageError: this image cannot be read: its file or row is missing or unreadable.
         UserError: no image can be read from there: storage does not answer (`storage.StorageError`), or the table
             declares Python objects (`manifest.DataError`).
     """
     try:
         if match := _CSV.match(image):
             first, end = int(match["first"]), int(match["end"])
-            return _grey_values(storage.read_range(match["file"], first, end - first), int(match["column"]))
+            return storage.read_range(match["file"], first, end - first)
         if match := _PARQUET.match(image):
-            return decode(_cell(match["file"], int(match["row"]), match["column"]))
-        return decode(storage.read_bytes(image))
+            return _cell(match["file"], int(match["row"]), match["column"])
+        return storage.read_bytes(image)
+    except storage.StorageError as error:
+        if isinstance(error.__cause__, (PermissionError, IsADirectoryError, NotADirectoryError)):
+            raise ImageError(f"cannot be read: {error.__cause__.strerror}") from error  # of this one file
+        raise
     except (ImageError, UserError):
         raise
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or _one_line(error)}") from error
-    except Exception as error:  # of pyarrow, csv or int: the row is not what the name promises
+    except Exception as error:  # of pyarrow or int: the row is not what the name promises
+        raise ImageError(f"damaged row: {_one_line(error)}") from error
+
+
+def decode_content(image: str, content: bytes) -> np.ndarray:
+    """The pixels of an image whose bytes `read` gave. Raises: ImageError if no decoder makes pixels of them."""
+    if not (match := _CSV.match(image)):
+        return decode(content)
+    try:
+        return _grey_values(content, int(match["column"]))
+    except ImageError:
+        raise
+    except Exception as error:  # of csv, or no such column
         raise ImageError(f"damaged row: {_one_line(error)}") from error
 
 
