@@ -1,8 +1,12 @@
 """Settings for all tests."""
 
+import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # Before anything imports Ray, which reads them then: no test reports home, and each Ray asks for a token.
@@ -15,3 +19,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A shared machine makes single examples slow by chance; failures must come from the code alone.
 settings.register_profile("fer_ray", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("fer_ray")
+
+
+@pytest.fixture(scope="session")
+def sample_of(tmp_path_factory):
+    """`sample_of(folder, people)` writes what `write_sample` of so many people (at most 6) with seed 0 would.
+
+    The faces are drawn once for all tests, which takes several seconds, and copied from there.
+    """
+    from fer_ray.data.sample import write_sample
+
+    whole = tmp_path_factory.mktemp("sample")
+    write_sample(whole, subjects=6, seed=0)
+    names = sorted(person.name for person in (whole / "CK+/cohn-kanade-images").glob("S*"))
+
+    def write(folder: Path, people: int) -> Path:
+        shutil.copytree(whole, folder, ignore=shutil.ignore_patterns(*names[people:]), dirs_exist_ok=True)
+        made = json.loads((whole / "sample.json").read_text())
+        (folder / "sample.json").write_text(json.dumps(made | {"subjects": people}))
+        return folder
+
+    return write

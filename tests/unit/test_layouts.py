@@ -14,10 +14,8 @@ from fer_ray.data.manifest import DataError
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sample")
-    sample.write_sample(folder, subjects=6, seed=0)
-    return folder
+def root(sample_of, tmp_path_factory):
+    return sample_of(tmp_path_factory.mktemp("sample"), people=6)
 
 
 # --- CK+ -----------------------------------------------------------------------------------------------

@@ -16,10 +16,8 @@ from fer_ray.data.manifest import EXPRESSIONS, DataError, canonical_expression
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sample")
-    sample.write_sample(folder, subjects=6, seed=0)
-    return folder
+def root(sample_of, tmp_path_factory):
+    return sample_of(tmp_path_factory.mktemp("sample"), people=6)
 
 
 def test_every_layout_is_recognised_and_said(root, tmp_path, capsys):
@@ -56,19 +54,19 @@ def test_names_in_any_encoding_are_read(tmp_path):
     assert len(rows) == len(names) and all(pixels.load(i).shape == (40, 40) for i in rows.image)
 
 
-def test_sample_is_deterministic_and_never_overwrites_other_files(root, tmp_path):
-    again = tmp_path / "again"
-    assert len(sources.read_manifest(DataConfig("sample", str(again), sample=SampleConfig(6, 0))).rows)
-    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+def test_sample_is_deterministic_and_never_overwrites_other_files(sample_of, tmp_path):
+    first, again = sample_of(tmp_path / "first", people=1), tmp_path / "again"
+    assert len(sources.read_manifest(DataConfig("sample", str(again), sample=SampleConfig(1, 0))).rows)
+    files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
-    assert all((root / f).read_bytes() == (again / f).read_bytes() for f in files)
+    assert all((first / f).read_bytes() == (again / f).read_bytes() for f in files)
     (tmp_path / "mine.txt").touch()
     with pytest.raises(DataError, match="holds files"):
         sample.write_sample(tmp_path, 6, 0)
 
 
 def test_haar_finds_exactly_one_face_in_the_sample(root):
-    finder, images = faces.finder(FacesConfig()), [*root.rglob("*.tiff"), *sorted(root.rglob("*.png"))[::3]]
+    finder, images = faces.finder(FacesConfig()), sorted([*root.rglob("*.tiff"), *root.rglob("*.png")])[::6]
     pictures = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in images]
     one = [len(finder.cascade.detectMultiScale(p, 1.1, 5)) == 1 for p in pictures]
     assert np.mean(one) >= 0.95
