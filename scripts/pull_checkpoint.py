@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fer_ray.errors import UserError  # noqa: E402
 from fer_ray.model import checkpoints, registry  # noqa: E402
 
 COLUMNS = {"name": "name", "state": "state", "backbone": "backbone", "validation": "val. bal. accuracy",
@@ -23,20 +24,20 @@ COLUMNS = {"name": "name", "state": "state", "backbone": "backbone", "validation
 
 
 def main() -> None:
-    """Exit code 1 and one line when the user can mend it."""
+    """Exit with code 1 and one line on what the user can mend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", required=True, help="folder or URI that the jobs were given as --storage")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--name", default="", help="name of the run (may be left out if there is only one)")
     what.add_argument("--list", action="store_true", help="show all runs and bests instead")
     parser.add_argument("--to", default="", help="folder to write to (default: the name of the run)")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        if given.list:
-            print_table(registry.listing(given.storage))
+        if options.list:
+            print_table(registry.listing(options.storage))
         else:
-            pull(given.storage, given.name, given.to)
-    except (checkpoints.CheckpointError, OSError) as error:
+            pull(options.storage, options.name, options.to)
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
@@ -44,18 +45,21 @@ def main() -> None:
 
 
 def print_table(entries: list[dict]) -> None:
-    """A line an entry, in columns."""
+    """A line for each entry, in columns, and below the table a line for each file that is damaged."""
     if not entries:
         return print("no runs here")
-    cells = [list(COLUMNS.values())] + [[_cell(e[key]) for key in COLUMNS] for e in entries]
+    cells = [list(COLUMNS.values())] + [[_cell(entry[key]) for key in COLUMNS] for entry in entries]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    for entry in entries:
+        if entry["problem"]:
+            print(f"{entry['name']}: {entry['problem']}")
     return None
 
 
 def pull(root: str, name: str, to: str) -> None:
-    """Fetch with a bar, then say how to use it."""
+    """Fetch a checkpoint with a progress bar, then print how to use it."""
     from tqdm import tqdm
 
     checkpoint = registry.find(root, name)
@@ -65,10 +69,11 @@ def pull(root: str, name: str, to: str) -> None:
             bar.total, bar.n = total, done
             bar.refresh()
         registry.fetch(checkpoint, folder, show)
-    told = checkpoints.describe(folder)
-    print(f"{folder}: {told['backbone']}, validation balanced accuracy "
-          f"{told['metrics']['val_balanced_accuracy']:.3f} after epoch {told['metrics']['epoch'] + 1}, sha256 verified")
-    print(f"use it: python jobs/evaluate.py --storage {shlex.quote(root)} --name {shlex.quote(told['config']['name'])} "
+    description = checkpoints.describe(folder)
+    score, run = description["metrics"]["val_balanced_accuracy"], description["config"].get("name", name)
+    print(f"{folder}: {description['backbone']}, validation balanced accuracy {score:.3f} after epoch "
+          f"{description['progress']['epoch']}, sha256 verified")
+    print(f"use it: python jobs/evaluate.py --storage {shlex.quote(root)} --name {shlex.quote(run)} "
           f"--evaluate.checkpoint {shlex.quote(folder)}")
 
 

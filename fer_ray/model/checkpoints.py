@@ -44,8 +44,11 @@ def save(folder: str, backbone: str, model: torch.nn.Module, train_state: dict, 
 
     `train_state`: `optimizer` (its state dict) and `progress` (of the run). `description`: `progress` (epoch, step),
     `at_end_of_epoch`, `metrics`, `config`, and whatever else `model.json` is to tell.
+
+    Raises: storage.StorageError if the disk is full or read-only.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(folder)
@@ -58,8 +61,11 @@ def save(folder: str, backbone: str, model: torch.nn.Module, train_state: dict, 
         content = {"backbone": backbone, **INPUT, "sha256": weights_sha256.result(),
                    "train_state_sha256": state_sha256.result(), **description}
         (path / "model.json").write_text(json.dumps(content, indent=2))
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # hundreds of MB in the temporary folder of a disk that is full
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)  # hundreds of MB, and the disk may be full
+        if isinstance(error, (OSError, RuntimeError, SafetensorError)):  # what the three writers raise
+            reason = " ".join(str(error).split())
+            raise storage.StorageError(f"{folder}: the checkpoint cannot be written ({reason})") from error
         raise
 
 
@@ -183,10 +189,7 @@ def find_latest(run: str) -> str | None:
 
 def _write(file: Path, write: Callable[[Path], None]) -> str:
     """Write a file; its sha256. Hashed from the file, since in memory its content would be copied several times."""
-    file.touch()
-    mode = file.stat().st_mode
     write(file)
-    file.chmod(mode)  # safetensors leaves its files readable by their owner alone
     return storage.sha256(str(file))
 
 
@@ -218,8 +221,6 @@ def _read_description(uri: str) -> dict:
     file = storage.join(uri, "model.json")
     try:
         description = storage.read_own_json(file, KEYS, REMEDY)
-    except NotADirectoryError:
-        raise CheckpointError(f"{uri}: is a file, not the folder of a checkpoint") from None
     except storage.DamagedError as error:
         raise CheckpointError(f"{uri}: not a checkpoint ({error})") from None
     numbers = [description["progress"].get("epoch"), description["progress"].get("step")]
@@ -251,7 +252,7 @@ def _read_verified(uri: str, name: str, key: str) -> bytes:
     file = storage.join(uri, name)
     try:
         content = storage.read_bytes(file)
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise CheckpointError(f"{file}: is missing; {REMEDY}") from None
     if hashlib.sha256(content).hexdigest() != describe(uri)[key]:
         raise CheckpointError(f"{file}: sha256 differs from model.json; the file is damaged; {REMEDY}")
@@ -261,5 +262,5 @@ def _read_verified(uri: str, name: str, key: str) -> bytes:
 def _verifies(uri: str, name: str, sha256: str) -> bool:
     try:
         return storage.sha256(storage.join(uri, name)) == sha256
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         return False

@@ -1,9 +1,8 @@
-"""What lies in a storage for others to use: list the runs and their best checkpoints, and fetch one."""
+"""The runs and best checkpoints that lie in a storage: list them, find one, and fetch it to this machine."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,135 +11,174 @@ from pathlib import Path
 from fer_ray import storage
 from fer_ray.model import checkpoints
 
-PART = 8 * 2**20  # bytes; what S3's own tools use
-SIDE_BY_SIDE = 8
+PART_BYTES = 8 * 2**20  # what S3's own tools use
+CONNECTIONS = 8
+REMEDY = "run the training or search of that name again with the same options"
 
 
 def listing(root: str) -> list[dict]:
-    """An entry for each run and each best checkpoint in the storage `root`, newest first.
+    """An entry for each best checkpoint and each unfinished run in the storage `root`, newest first.
 
-    `name`; `state` (best: to be pulled, else unfinished); `backbone`; `data` (kind and root of its data sets);
+    `name`; `state` (best: can be fetched; unfinished; damaged); `backbone`; `data` (kind and root of its data sets);
     `validation` and `test` balanced accuracy (None if unknown); `date` (UTC, ISO 8601, of the best or of the run's
-    start).
+    start); `problem` (which file is damaged and what makes it again; empty if all is well).
+
+    Raises: storage.StorageError.
     """
-    named = [name.removesuffix(".json") for name in storage.list_files(storage.join(root, "best"))
-             if name.endswith(".json")]
-    started = [name for name in storage.list_dirs(storage.join(root, "runs")) if name not in named]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:  # each waits for several answers of a distant server
-        entries = [*pool.map(lambda name: _best(root, name), named), *pool.map(lambda name: _run(root, name), started)]
-    return sorted((e for e in entries if e), key=lambda e: e["date"], reverse=True)
+    best = _best_names(root)
+    started = [name for name in storage.list_dirs(storage.join(root, "runs")) if name not in best]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:  # each entry waits for several answers of a distant server
+        entries = [*pool.map(lambda name: _entry(root, name, _describe_best), best),
+                   *pool.map(lambda name: _entry(root, name, _describe_run), started)]
+    return sorted((entry for entry in entries if entry), key=lambda entry: entry["date"], reverse=True)
 
 
 def find(root: str, name: str = "") -> str:
-    """URI of the best checkpoint of that name; without a name of the only one.
+    """URI of the best checkpoint of that name; without a name, of the only one.
 
-    Raises: CheckpointError if there is none of that name, or several to choose from.
+    Raises: checkpoints.CheckpointError if there is none of that name, or several to choose from; storage.DamagedError;
+        storage.StorageError.
     """
-    names = [n.removesuffix(".json") for n in storage.list_files(storage.join(root, "best")) if n.endswith(".json")]
+    names = _best_names(root)
     if not names:
         raise checkpoints.CheckpointError(f"{root}: no best checkpoint yet; a finished jobs/train.py leaves one there")
     if name not in names and (name or len(names) > 1):
-        raise checkpoints.CheckpointError(f"{root}: {f'no {name!r} among' if name else 'choose one by --name:'} "
-                                          f"{', '.join(names)}")
-    return storage.read_json(storage.join(root, "best", f"{name or names[0]}.json"))["checkpoint"]
+        problem = f"no {name!r} among" if name else "choose one by --name:"
+        raise checkpoints.CheckpointError(f"{root}: {problem} {', '.join(names)}")
+    return _read_best(root, name or names[0])["checkpoint"]
 
 
 def fetch(checkpoint: str, folder: str, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Copy a checkpoint's weights and description to a local folder, in parts side by side.
+    """Copy a checkpoint's weights and description to a local folder, in parts over several connections.
 
     Parts that are there from an interrupted fetch are kept. What does not verify is removed; `model.json` is written
     last, so that the folder is a checkpoint only when it is whole. The optimiser's state stays behind: it is as large
     as the weights and serves only to resume the run where it lies.
 
-    `progress` is told bytes that are there and bytes in all.
+    `progress` is called with the bytes that are there and the bytes in all.
 
-    Raises: CheckpointError if the checkpoint is not complete, `folder` holds another one, or the sha256 differs.
+    Raises: checkpoints.CheckpointError if the checkpoint is not complete, `folder` holds another one, or the sha256
+        differs; storage.StorageError.
     """
     description = checkpoints.describe(checkpoint)
     target = Path(folder)
+    weights = target / "model.safetensors"
     if (target / "model.json").exists():
         if checkpoints.describe(folder)["sha256"] != description["sha256"]:
             raise checkpoints.CheckpointError(f"{folder} holds another checkpoint; choose another folder")
-        whole = target / "model.safetensors"
-        if whole.exists() and storage.sha256(str(whole)) == description["sha256"]:
+        if weights.exists() and storage.sha256(str(weights)) == description["sha256"]:
             return
     target.mkdir(parents=True, exist_ok=True)
-    source, weights = storage.join(checkpoint, "model.safetensors"), target / "model.safetensors.part"
+    source, partial = storage.join(checkpoint, "model.safetensors"), target / "model.safetensors.part"
     try:
         size = storage.stat(source)[0]
     except FileNotFoundError:
-        raise checkpoints.CheckpointError(f"{source}: is missing") from None
+        raise checkpoints.CheckpointError(f"{source}: is missing; {checkpoints.REMEDY}") from None
     journal = target / "model.safetensors.parts"
-    _fetch_parts(source, weights, journal, f"{description['sha256']} {size}", progress)
-    if storage.sha256(str(weights)) != description["sha256"]:
-        weights.unlink(), journal.unlink()
+    _fetch_parts(source, size, description["sha256"], partial, journal, progress)
+    if storage.sha256(str(partial)) != description["sha256"]:
+        partial.unlink()
+        journal.unlink()
         raise checkpoints.CheckpointError(f"{source}: sha256 differs from model.json; the file is damaged in storage, "
                                           "or was on its way: run the same command again")
-    os.replace(weights, target / "model.safetensors")
+    os.replace(partial, weights)
     journal.unlink()
     storage.write_json(str(target / "model.json"), description)
 
 
-def _fetch_parts(source: str, file: Path, journal: Path, what: str, progress: Callable[[int, int], None]) -> None:
-    """Fill `file`; `journal` names what is fetched and, a line each, the parts that are there."""
-    size = int(what.split()[1])
+def _fetch_parts(source: str, size: int, sha256: str, file: Path, journal: Path,
+                 progress: Callable[[int, int], None]) -> None:
+    """Fill `file` with the `size` bytes of `source`.
+
+    `journal` says in its first line which file is being fetched, and in each other line the number of a part that is
+    there: a part is noted only after it was written, so that one that was cut short is fetched again.
+    """
+    title = f"{sha256} {size}"
     lines = journal.read_text().splitlines() if journal.exists() and file.exists() else []
-    there = {int(n) for n in lines[1:] if n.isdecimal()} if lines[:1] == [what] else set()
+    there = {int(line) for line in lines[1:] if line.isdecimal()} if lines[:1] == [title] else set()
     if not there:
-        journal.write_text(what + "\n")
+        journal.write_text(title + "\n")
         file.write_bytes(b"")
         os.truncate(file, size)
-    spans = {n: (first, min(PART, size - first)) for n, first in enumerate(range(0, size, PART))}
-    done = sum(spans[n][1] for n in there)
+    spans = {number: (first, min(PART_BYTES, size - first)) for number, first in enumerate(range(0, size, PART_BYTES))}
+    done = sum(spans[number][1] for number in there)
     progress(done, size)
-    with open(file, "r+b") as target, open(journal, "a") as notes, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        asked = {pool.submit(storage.read_range, source, *spans[n]): n for n in spans if n not in there}
+    with (open(file, "r+b") as target, open(journal, "a") as notes,
+          ThreadPoolExecutor(CONNECTIONS) as pool):
+        pending = {pool.submit(storage.read_range, source, *span): number
+                   for number, span in spans.items() if number not in there}
         try:
-            for answer in as_completed(asked):
-                number, content = asked.pop(answer), answer.result()
+            for answer in as_completed(pending):
+                number, content = pending.pop(answer), answer.result()
                 target.seek(spans[number][0])
                 target.write(content)
                 target.flush()
                 notes.write(f"{number}\n")
                 notes.flush()
-                progress(done := done + len(content), size)
+                done += len(content)
+                progress(done, size)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _best(root: str, name: str) -> dict | None:
-    file = storage.join(root, "best", f"{name}.json")
+def _best_names(root: str) -> list[str]:
+    files = storage.list_files(storage.join(root, "best"))
+    return [file.removesuffix(".json") for file in files if file.endswith(".json")]
+
+
+def _best_file(root: str, name: str) -> str:
+    return storage.join(root, "best", f"{name}.json")
+
+
+def _read_best(root: str, name: str) -> dict:
+    return storage.read_own_json(_best_file(root, name), {"checkpoint": str, "value": float}, REMEDY)
+
+
+def _entry(root: str, name: str, describe: Callable[[str, str], dict]) -> dict | None:
+    """The entry that `describe` makes, or one that says what is damaged; None for what is no run, or removed by now."""
+    file = _best_file(root, name) if describe is _describe_best else storage.join(root, "runs", name, "run.json")
     try:
-        best = storage.read_json(file)
-        description = checkpoints.describe(best["checkpoint"])
-    except (FileNotFoundError, checkpoints.CheckpointError):
-        return None  # removed meanwhile
-    return {"name": name, "state": "best", "validation": best["value"], "date": _date(file),
-            "test": _test_score(storage.join(best["checkpoint"].rpartition("/")[0], "result.json"), best["checkpoint"]),
-            **_origin(description["config"])}
-
-
-def _run(root: str, name: str) -> dict | None:
-    file = storage.join(root, "runs", name, "run.json")
-    if not storage.exists(file):
-        return None  # a folder of something else
-    values = storage.read_json(file)["values"]
-    return {"name": name, "state": "unfinished", "validation": None, "test": None, "date": _date(file),
-            "backbone": values["train.backbone"], "data": ""}
-
-
-def _test_score(file: str, checkpoint: str) -> float | None:
-    try:
-        result = storage.read_json(file)
-    except (FileNotFoundError, json.JSONDecodeError):
+        entry = {"name": name, "state": "damaged", "backbone": "", "data": "", "validation": None, "test": None,
+                 "date": _date(file), "problem": ""}
+    except FileNotFoundError:
         return None
-    return result["balanced_accuracy"] if result["checkpoint"] == checkpoint else None
+    try:
+        return entry | describe(root, name)
+    except (checkpoints.CheckpointError, storage.DamagedError) as error:
+        return entry | {"problem": str(error)}
 
 
-def _origin(config: dict) -> dict:
+def _describe_best(root: str, name: str) -> dict:
+    best = _read_best(root, name)
+    description = checkpoints.describe(best["checkpoint"])
+    result, problem = storage.join(best["checkpoint"].rpartition("/")[0], "result.json"), ""
+    test = None
+    if storage.exists(result):
+        try:
+            scored = storage.read_own_json(result, {"balanced_accuracy": float, "checkpoint": str},
+                                           "run jobs/evaluate.py of that name again")
+            test = scored["balanced_accuracy"] if scored["checkpoint"] == best["checkpoint"] else None
+        except storage.DamagedError as error:
+            problem = str(error)
+    try:
+        data = _data(description["config"])
+    except (LookupError, TypeError):
+        raise checkpoints.CheckpointError(f"{best['checkpoint']}/model.json: config names no data sets; "
+                                          f"{checkpoints.REMEDY}") from None
+    return {"state": "best", "backbone": description["backbone"], "data": data, "validation": best["value"],
+            "test": test, "problem": problem}
+
+
+def _describe_run(root: str, name: str) -> dict:
+    file = storage.join(root, "runs", name, "run.json")
+    values = storage.read_own_json(file, {"values": dict}, REMEDY)["values"]
+    return {"state": "unfinished", "backbone": values.get("train.backbone", "")}
+
+
+def _data(config: dict) -> str:
+    """The data sets that a configuration names: the kinds of its sources, or kind and root of the only one."""
     data = config["data"]
-    return {"backbone": config["train"]["backbone"],
-            "data": "+".join(s["kind"] for s in data["sources"]) or f"{data['kind']}:{data['root']}"}
+    return "+".join(source["kind"] for source in data["sources"]) or f"{data['kind']}:{data['root']}"
 
 
 def _date(file: str) -> str:

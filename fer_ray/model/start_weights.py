@@ -110,7 +110,8 @@ def initial_state(backbone: str, weights: str, seed: int) -> dict[str, torch.Ten
 
 def read_state(uri: str) -> dict[str, torch.Tensor]:
     """The state dict in a file of torch.save (no code in it is run) or of safetensors. Raises: WeightsError."""
-    content = _read(uri)
+    _size(uri)
+    content = storage.read_bytes(uri)
     hash_in_name = re.search(r"-([0-9a-f]{8,})\.\w+$", uri)  # torchvision names a file after its hash
     if hash_in_name and not hashlib.sha256(content).hexdigest().startswith(hash_in_name[1]):
         raise WeightsError(f"train.weights {uri}: damaged, its sha256 does not begin with the {hash_in_name[1]} of its "
@@ -183,28 +184,14 @@ def _check_safetensors(uri: str) -> None:
 
 
 def _size(uri: str) -> int:
+    """Bytes of the file at `uri`. Raises: WeightsError if there is none."""
     try:
         if not os.path.isdir(uri):
             return storage.stat(uri)[0]
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         pass
-    raise _not_a_file(uri)
-
-
-def _not_a_file(uri: str) -> WeightsError:
-    return WeightsError(f"train.weights {uri}: neither 'imagenet' nor 'none', nor a file or checkpoint folder that is "
-                        "there")
-
-
-def _read(uri: str) -> bytes:
-    try:
-        return storage.read_bytes(uri)
-    except storage.StorageError:
-        raise
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise _not_a_file(uri) from None
-    except OSError as error:
-        raise WeightsError(f"train.weights {uri}: cannot be read ({error.strerror})") from None
+    raise WeightsError(f"train.weights {uri}: neither 'imagenet' nor 'none', nor a file or checkpoint folder that is "
+                       "there")
 
 
 def _parse(uri: str, content: bytes) -> dict[str, torch.Tensor]:

@@ -272,7 +272,7 @@ def test_the_papers_three_backbones_run_an_epoch_from_torchvision_files_and_are_
 def test_what_a_training_lacks_is_told_before_the_work(tiny, run_job, tmp_path):
     for lacking, said in (
         (["--train.num_workers", "640", "--train.batch_size", "640"], "640 workers need at least half a CPU each"),
-        (["--train.weights", "/nowhere.pth"], "'/nowhere.pth': not 'imagenet', 'none' or a readable file"),
+        (["--train.weights", "/nowhere.pth"], "/nowhere.pth: neither 'imagenet' nor 'none'"),
     ):
         done = run_job("pipeline", "--data.root", tiny.data.root, "--storage", str(tmp_path / "out"), *lacking,
                        cwd=tmp_path)

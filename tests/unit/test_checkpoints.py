@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import resource
 import stat
 
 import pytest
 import s3
 import torch
 
+import fer_ray.s3
 from fer_ray import storage
 from fer_ray.model import backbones, checkpoints
 from fer_ray.model.checkpoints import CheckpointError
@@ -139,7 +141,7 @@ def test_files_that_verify_but_hold_something_else(tmp_path):
 def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
     model = backbones.build(TINY)
     with torch.no_grad():
-        model.fc.bias[3] = value
+        backbones.head(model, TINY).bias[3] = value
     checkpoints.save(str(tmp_path), TINY, model, {}, {"metrics": {"val_balanced_accuracy": 0.5}, "config": {},
                                                       "at_end_of_epoch": True, "progress": {"epoch": 1, "step": 0}})
     with pytest.raises(CheckpointError, match="model.safetensors: 1 of .* hold NaN .* the first is 'fc.bias'"):
@@ -148,9 +150,10 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
 
 def test_a_path_that_is_no_folder_of_a_checkpoint(tmp_path):
     (tmp_path / "file.pt").write_bytes(b"")
-    for name in ("file.pt", "gone"):
-        with pytest.raises(CheckpointError, match=f"{tmp_path}/{name}: "):
-            checkpoints.describe(str(tmp_path / name))
+    with pytest.raises(storage.StorageError, match="file.pt/model.json: Not a directory"):
+        checkpoints.describe(str(tmp_path / "file.pt"))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/gone: not a checkpoint"):
+        checkpoints.describe(str(tmp_path / "gone"))
 
 
 @pytest.fixture
@@ -159,13 +162,13 @@ def bucket(monkeypatch):
     with s3.server() as port, s3.faulty(port, share=0) as (proxy, _, hold):
         for key, value in s3.environment(proxy).items():
             monkeypatch.setenv(key, value)
-        monkeypatch.setattr(storage, "ATTEMPTS", 1)
-        clients = (storage._client, storage._s3, storage._transfer)
-        for cached in clients:
-            cached.cache_clear()
+        monkeypatch.setattr(fer_ray.s3, "ATTEMPTS", 1)
+        clients = [value for value in vars(fer_ray.s3).values() if hasattr(value, "cache_clear")]
+        for client in clients:
+            client.cache_clear()
         yield hold
-        for cached in clients:
-            cached.cache_clear()
+        for client in clients:
+            client.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "users"), [
@@ -195,19 +198,27 @@ def test_all_files_of_a_checkpoint_can_be_read_by_the_same_people(tmp_path):
     assert modes == dict.fromkeys(checkpoints.FILES, 0o640)
 
 
-@pytest.mark.parametrize("fault", ["save", "move"])
-def test_a_failed_save_or_move_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch, fault):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+@pytest.fixture
+def no_room():
+    """The kernel refuses files of more than 100 kB, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    if fault == "save":
-        monkeypatch.setattr(torch, "save", full)
-    else:
-        monkeypatch.setattr(storage, "move", full)
-    with pytest.raises(OSError, match="No space left"):
-        save(tmp_path / "fer_ray_x")
-        checkpoints.move(str(tmp_path / "fer_ray_x"), str(tmp_path / "runs/c"))
-    assert not (tmp_path / "fer_ray_x").exists()
+
+def test_a_save_to_a_full_disk_is_one_line_and_leaves_no_temporary_folder(tmp_path, no_room):
+    with pytest.raises(storage.StorageError, match=f"^{tmp_path}/c: the checkpoint cannot be written .*$"):
+        save(tmp_path / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_move_that_fails_leaves_no_temporary_folder(tmp_path):
+    save(tmp_path / "c")
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    with pytest.raises(storage.StorageError, match="runs/c"):
+        checkpoints.move(str(tmp_path / "c"), str(tmp_path / "runs/c"))
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_pruning_keeps_the_latest_and_the_best(run):

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -29,11 +31,56 @@ def root(tmp_path):
     return str(tmp_path / "store")
 
 
+def entries(root: str) -> dict[str, dict]:
+    return {entry["name"]: entry for entry in registry.listing(root)}
+
+
 def test_the_list_has_bests_and_unfinished_runs(root):
-    assert [{k: e[k] for k in ("name", "state", "backbone", "validation", "test", "data")}
-            for e in sorted(registry.listing(root), key=lambda e: e["name"])] == [
-        {"name": "one", "state": "best", "backbone": "resnet18", "validation": 0.5, "test": 0.25, "data": "folder:/d"},
-        {"name": "two", "state": "unfinished", "backbone": "alexnet", "validation": None, "test": None, "data": ""}]
+    listed = entries(root)
+    assert all(entry.pop("date") for entry in listed.values())
+    assert listed == {
+        "one": {"name": "one", "state": "best", "backbone": "resnet18", "validation": 0.5, "test": 0.25,
+                "data": "folder:/d", "problem": ""},
+        "two": {"name": "two", "state": "unfinished", "backbone": "alexnet", "validation": None, "test": None,
+                "data": "", "problem": ""}}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"value": 0.5}', '{"checkpoint": 3, "value": 0.5}'])
+def test_a_damaged_best_is_listed_and_named_with_what_makes_it_again(root, content):
+    file = Path(root, "best/one.json")
+    file.write_text(content)
+    listed = entries(root)
+    assert listed["one"]["state"] == "damaged" and listed["two"]["state"] == "unfinished"
+    assert listed["one"]["problem"].startswith(f"{file}: is damaged")
+    with pytest.raises(storage.DamagedError, match=f"{file}: is damaged .*run the training or search of that name"):
+        registry.find(root)
+
+
+@pytest.mark.parametrize(("file", "content", "problem"), [
+    ("runs/one/checkpoint_a/model.json", None, "one/checkpoint_a: not a checkpoint .*model.json: is missing; jobs"),
+    ("runs/one/checkpoint_a/model.json", "{", "model.json: is damaged .truncated or no JSON.; jobs/train.py"),
+    ("runs/two/run.json", "{", "two/run.json: is damaged .*; run the training or search of that name again"),
+    ("runs/two/run.json", '{"values": 1}', "two/run.json: is damaged .*'values'")])
+def test_a_damaged_run_is_listed(root, file, content, problem):
+    Path(root, file).unlink() if content is None else Path(root, file).write_text(content)
+    entry = entries(root)["one" if "one" in file else "two"]
+    assert entry["state"] == "damaged" and re.search(problem, entry["problem"]), entry
+
+
+def test_an_edited_description_is_listed_as_damaged(root):
+    file = Path(root, "runs/one/checkpoint_a/model.json")
+    description = json.loads(file.read_text())
+    for values, problem in (({"mean": [0, 0, 0]}, "mean is"), ({"config": {}}, "config names no data sets"),
+                            ({"backbone": "x"}, "unknown backbone 'x'")):
+        file.write_text(json.dumps(description | values))
+        assert entries(root)["one"]["state"] == "damaged" and problem in entries(root)["one"]["problem"]
+
+
+def test_a_damaged_result_leaves_the_best_and_is_told(root):
+    Path(root, "runs/one/result.json").write_text("{")
+    entry = entries(root)["one"]
+    assert entry["state"] == "best" and entry["test"] is None and "jobs/evaluate.py" in entry["problem"]
+    assert registry.find(root)
 
 
 def test_an_interrupted_fetch_goes_on_where_it_ended(root, tmp_path, monkeypatch):
@@ -47,7 +94,7 @@ def test_an_interrupted_fetch_goes_on_where_it_ended(root, tmp_path, monkeypatch
         return read(uri, first, length)
 
     monkeypatch.setattr(storage, "read_range", breaks)
-    monkeypatch.setattr(registry, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(registry, "CONNECTIONS", 1)
     monkeypatch.setattr(registry, "as_completed", lambda parts: sorted(parts, key=lambda p: -parts[p]))
     with pytest.raises(OSError, match="dead"):
         registry.fetch(source, target)
@@ -57,6 +104,7 @@ def test_an_interrupted_fetch_goes_on_where_it_ended(root, tmp_path, monkeypatch
     registry.fetch(source, target)
     assert asked == [0] and sorted(p.name for p in (tmp_path / "to").iterdir()) == ["model.json", "model.safetensors"]
     assert Path(target, "model.safetensors").read_bytes() == Path(source, "model.safetensors").read_bytes()
+    assert len({stat.S_IMODE(file.stat().st_mode) for file in Path(target).iterdir()}) == 1
 
 
 def test_what_does_not_verify_is_refused_and_removed(root, tmp_path):
@@ -76,16 +124,29 @@ def test_another_checkpoint_is_not_overwritten(root, tmp_path):
         registry.fetch(registry.find(root), str(tmp_path / "to"))
 
 
-def test_the_script_says_how_to_use_it_and_what_is_wrong(root, tmp_path):
-    def pull(*options):
-        return subprocess.run([sys.executable, str(SCRIPT), *options], cwd=tmp_path, capture_output=True, text=True)
+def pull(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(SCRIPT), *options], cwd=folder, capture_output=True, text=True)
 
-    done = pull("--storage", root)
+
+def test_the_script_fetches_and_says_how_to_go_on(root, tmp_path):
+    done = pull(tmp_path, "--storage", root)
     assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("use it: python jobs/evaluate.py"), done
     assert (tmp_path / "one/model.json").exists()
-    table = pull("--storage", root, "--list").stdout
-    assert "val. bal. accuracy" in table and "0.500" in table and "unfinished" in table
-    for options, words in ((["--name", "three"], "no 'three' among one"),
-                           (["--storage", str(tmp_path / "x")], "no best")):
-        failed = pull("--storage", root, *options)
-        assert failed.returncode == 1 and words in failed.stderr and len(failed.stderr.splitlines()) == 1
+
+
+def test_the_script_lists_what_is_there_and_what_is_damaged(root, tmp_path):
+    table = pull(tmp_path, "--storage", root, "--list").stdout
+    assert "val. bal. accuracy" in table and "0.500" in table and "unfinished" in table and "damaged" not in table
+    Path(root, "best/one.json").write_text("{")
+    listed = pull(tmp_path, "--storage", root, "--list")
+    assert listed.returncode == 0 and re.search("one +damaged", listed.stdout) and "unfinished" in listed.stdout
+    assert listed.stdout.splitlines()[-1].startswith(f"one: {root}/best/one.json: is damaged"), listed.stdout
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["--name", "three"], "no 'three' among one"), (["--storage", "nowhere"], "no best"),
+    (["--storage", "gs://bucket/x"], "unknown kind of storage"), (["--to", "file"], "file")])
+def test_the_script_says_in_one_line_what_is_wrong(root, tmp_path, options, words):
+    (tmp_path / "file").write_text("")
+    failed = pull(tmp_path, "--storage", root, *options)
+    assert failed.returncode == 1 and words in failed.stderr and len(failed.stderr.splitlines()) == 1, failed.stderr
