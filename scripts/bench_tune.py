@@ -90,7 +90,8 @@ def main() -> None:
 
 def config_of(method: str, seed: int, storage: str, options):
     """The configuration of a search."""
-    from fer_ray.config import Config, TrainConfig, TuneConfig, check
+    from fer_ray.checks import check
+    from fer_ray.config import Config, TrainConfig, TuneConfig
 
     kind, scheduler, plane = METHODS[method]
     low, high = options.lr

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 
-from fer_ray import config as configuration
 from fer_ray import options, storage
-from fer_ray.cli import ending
+from fer_ray.cli import ending, reference
+from fer_ray.config import Config, ConfigError
 from fer_ray.errors import UserError
 
 # Verb: the function that runs it, by its module in this package, and what it does. The modules are imported only after
@@ -48,9 +49,13 @@ def run(verb: str, argv: list[str] | None = None) -> None:
 
     Exit codes: 0; 1 with one line on stderr if the user can mend what went wrong; 130 and 143 after SIGINT and SIGTERM.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(reference.help_of(verb, VERBS[verb][1]))
+        return
     ending.listen()
     try:
-        result = _run(verb, sys.argv[1:] if argv is None else argv)
+        result = _run(verb, argv)
         print(f"result: {result}", flush=True)
     except UserError as error:
         sys.exit(f"error: {_own_words(error)}")
@@ -71,13 +76,20 @@ def run(verb: str, argv: list[str] | None = None) -> None:
 
 def _run(verb: str, argv: list[str]) -> str:
     """Read the options and call the verb's function; the URI of its result."""
-    function, description = VERBS[verb]
-    config = options.load(argv, description)
-    _refuse_storage_that_ends_with_the_job(config.storage)
+    config = read_options(argv)
     from fer_ray.tune import space
 
-    module, _, name = function.partition(".")
+    module, _, name = VERBS[verb][0].partition(".")
     return getattr(importlib.import_module(f"fer_ray.cli.{module}"), name)(space.with_best_settings(config))
+
+
+def read_options(argv: list[str]) -> Config:
+    """The checked configuration, with absolute paths, of a command line and the environment. Raises: ConfigError."""
+    if more := options.from_environment():
+        print(f"{options.VARIABLE} adds: {shlex.join(more)}", file=sys.stderr, flush=True)
+    typed = options.load([*argv, *more])
+    _refuse_storage_that_ends_with_the_job(typed.storage)
+    return options.absolute(typed)
 
 
 def _own_words(error: Exception) -> str:
@@ -90,5 +102,5 @@ def _own_words(error: Exception) -> str:
 def _refuse_storage_that_ends_with_the_job(uri: str) -> None:
     # `ray job submit` runs a copy of the repository, which is removed after the job, results and all
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not storage.is_absolute(uri):
-        raise configuration.ConfigError(f"storage: {uri} would lie in the submitted job's own folder, which is removed "
-                                        "after it; give s3://bucket/prefix or the full path of a folder")
+        raise ConfigError(f"storage: {uri} would lie in the submitted job's own folder, which is removed after it; "
+                          "give s3://bucket/prefix or the full path of a folder")

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from fer_ray import storage
-from fer_ray.config import Config, TrainConfig, check
+from fer_ray.checks import check
+from fer_ray.config import Config, TrainConfig
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.model import metrics
 from fer_ray.train import batches, resources, training, workers

@@ -20,7 +20,8 @@ import warnings
 import numpy as np
 
 from fer_ray import scratch, storage
-from fer_ray.config import Config, TrainConfig, TuneConfig, check, to_dict
+from fer_ray.checks import check
+from fer_ray.config import Config, TrainConfig, TuneConfig, to_dict
 from fer_ray.model import checkpoints
 from fer_ray.train import resources, schedule, tracking, training, workers
 from fer_ray.tune import space

@@ -8,7 +8,8 @@ import itertools
 import numpy as np
 
 from fer_ray import storage
-from fer_ray.config import Config, ConfigError, TrainConfig, check, to_dict
+from fer_ray.checks import check
+from fer_ray.config import Config, ConfigError, TrainConfig, to_dict
 
 # lowest and highest learning rate at momentum 0.9: networks without batch normalisation diverge earlier
 LR = {"alexnet": (1e-4, 1e-2), "vgg19": (1e-4, 1e-2)}

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_ray import config, options
+from fer_ray import checks, config, options
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
 
@@ -42,6 +42,6 @@ def test_unknown_key_in_a_file_suggests_the_nearest(tmp_path):
 
 
 def test_a_missing_extra_is_named_before_the_work(monkeypatch):
-    monkeypatch.setattr(config.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(config.ConfigError, match=r"train.mlflow: .*\.\[mlflow\]"):
         options.load(["--train.mlflow", "http://x"])

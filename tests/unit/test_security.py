@@ -362,7 +362,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(key, uri):
 @pytest.mark.parametrize("uri", ["s3://bucket/x", "/home/a@b/c:d@e", "file:///home/a@b/c"])
 def test_uris_without_credentials_are_accepted(uri):
     assert options.load(["--storage", uri]).storage == uri
-    assert options.load(["--train.weights", "http://host:5000/x"]).train.weights == "http://host:5000/x"
+    assert options.load(["--train.mlflow", "http://host:5000/x"]).train.mlflow == "http://host:5000/x"
 
 
 @pytest.mark.parametrize(("uri", "wrong"), [

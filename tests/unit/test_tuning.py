@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fer_ray.config import Config, ConfigError, TrainConfig, TuneConfig, check
+from fer_ray.checks import check
+from fer_ray.config import Config, ConfigError, TrainConfig, TuneConfig
 from fer_ray.tune import search, space
 
 
@@ -123,8 +124,8 @@ def test_choosing_passes_over_diverged_trials_and_says_why_none_is_left():
 
 
 def test_what_is_wrong_with_a_search_is_told_at_once(tmp_path):
-    with pytest.raises(ConfigError, match="tune.grace_epochs: 9 must not exceed.*tune.lr: .* must be \\[lowest, highest"
-                                          "\\].*tune.momentum.*tune.backbones: unknown backbone 'lenet'"):
+    with pytest.raises(ConfigError, match="tune.momentum\\[1\\]: 1.0 must be .*tune.backbones\\[0\\]: 'lenet' is no known.*"
+                                          "tune.grace_epochs: 9 must not exceed.*tune.lr: .* must be \\[lowest, highest"):
         check(config_of(grace_epochs=9, max_epochs=3, lr=[0.1, 0.01], momentum=[0.5, 1.0], backbones=["lenet"]))
     with pytest.raises(ConfigError, match="train.from_tune: no finished search 'x' .*run jobs/tune.py --name x"):
         space.with_best_settings(config_of(tmp_path, train=TrainConfig(from_tune="x")))

@@ -1,0 +1,128 @@
+"""Kinds of values that options hold: a type with its legal range, as `config` writes them and as people read them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import reprlib
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval
+
+BACKBONES = ("alexnet", "vgg19", "resnet152", "resnet50", "resnet18", "efficientnet_lite0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Marks a text that names something. It stands in the type of a field, as the limits of numbers do."""
+
+    of: Literal["path", "path below", "uri", "weights", "url", "name", "backbone"]
+
+
+LocalPath = Annotated[str, Text("path")]  # a file or folder of this machine
+PathBelow = Annotated[str, Text("path below")]  # a file or folder, relative to the root of a data set
+Uri = Annotated[str, Text("uri")]  # a file or folder of this machine or of a bucket
+Weights = Annotated[str, Text("weights")]
+Url = Annotated[str, Text("url")]
+Name = Annotated[str, Text("name")]
+Backbone = Annotated[str, Text("backbone")]
+AtLeast1 = Annotated[int, Ge(1)]
+AtLeast0 = Annotated[int, Ge(0)]
+NotNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Percent = Annotated[float, Interval(ge=0, le=100)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+Seed = Annotated[int, Interval(ge=0, lt=2**32)]  # what NumPy, PyTorch and scikit-learn all take
+
+_LEGAL_TEXT = {
+    "path": "a path on this machine",
+    "path below": "a path, relative to the data set's folder",
+    "uri": "a path, file:///... or s3://bucket/prefix",
+    "weights": "imagenet, none, a path, file:///... or s3://bucket/prefix",
+    "url": "the URI of a server",
+    "name": "a plain name without '/': letters, digits, and blanks . _ + - after the first",
+    "backbone": f"one of {', '.join(BACKBONES)}, or timm:NAME",
+}
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, with their legal ranges."""
+    return get_type_hints(cls, include_extras=True)
+
+
+def base(kind: Any) -> Any:
+    """A type without its legal range."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def is_section(kind: Any) -> bool:
+    """Whether options of this type are a group of options."""
+    return dataclasses.is_dataclass(kind)
+
+
+def text_of(kind: Any) -> str:
+    """What a text of this type names (`Text.of`); "" if it is any text, or no text."""
+    return next((mark.of for mark in get_args(kind)[1:] if isinstance(mark, Text)), "")
+
+
+def legal(kind: Any) -> str:
+    """Which values a type allows, as an error message, `--help` and docs/options.md say it."""
+    if is_section(kind):
+        return f"keys and values, such as {next(iter(hints(kind)))}: ..."
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is list:
+        return f"a list such as [a, b], of items that are each {legal(get_args(kind)[0])}"
+    if get_origin(kind) is dict:
+        return "keys and values of text, such as {a: b}"
+    if name := text_of(kind):
+        return _LEGAL_TEXT[name]
+    noun = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}[base(kind)]
+    return f"{noun} {' and '.join(_limits(kind))}".rstrip()
+
+
+def _limits(kind: Any) -> list[str]:
+    words = {"gt": "greater than", "ge": "of at least", "lt": "less than", "le": "of at most"}
+    return [f"{word} {getattr(mark, name):g}" if getattr(mark, name) < 1e6 else f"{word} {getattr(mark, name)}"
+            for mark in get_args(kind)[1:] for name, word in words.items() if getattr(mark, name, None) is not None]
+
+
+def walk(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key, type and value of each option of a configuration, and of each item of a list or mapping in it."""
+    for name, kind in hints(type(section)).items():
+        yield from _walk(f"{prefix}{name}", kind, getattr(section, name))
+
+
+def _walk(key: str, kind: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
+    if is_section(kind):
+        yield from walk(value, f"{key}.")
+        return
+    yield key, kind, value
+    if get_origin(kind) is list:
+        for number, item in enumerate(value):
+            yield from _walk(f"{key}[{number}]", get_args(kind)[0], item)
+    elif get_origin(kind) is dict:
+        for name, item in value.items():
+            yield f"{key}.{name}", get_args(kind)[1], item
+
+
+def known_options(cls: type, prefix: str = "") -> dict[str, Any]:
+    """All options below a section in dotted form, with their types, sections included."""
+    known = {}
+    for name, kind in hints(cls).items():
+        known[prefix + name] = kind
+        if is_section(kind):
+            known |= known_options(kind, f"{prefix}{name}.")
+    return known
+
+
+def shown(value: Any) -> str:
+    """A value as an error message repeats it: in one line, and short even if the value is endless."""
+    if value is None:
+        return "null"
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = 80
+    return writer.repr(value)
