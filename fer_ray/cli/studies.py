@@ -25,7 +25,7 @@ def run_crossval(config: Config) -> str:
     also = stages.prepare_also(config)
     views = {label: (run, prepare.resplit(shared, run.split)) for label, run in runs.items()}
     summary = protocols.summarise(config, train_and_score(config, views, also))
-    folder = storage.absolute(storage.join(config.storage, "crossval", config.name))
+    folder = storage.join(config.storage, "crossval", config.name)
     storage.write_bytes(storage.join(folder, "crossval.html"), pages.render_protocol(summary).encode())
     target = storage.join(folder, "crossval.json")
     storage.write_json(target, summary)
@@ -61,7 +61,7 @@ def run_label_audit(config: Config) -> str:
     ranked = predictions[["image", "dataset", "subject", "expression"]].iloc[ranked["position"]].reset_index(
         drop=True).join(ranked.drop(columns="position"))
     suspects = ranked[ranked["reason"] != ""]
-    folder = storage.absolute(storage.join(config.storage, "labels", config.prepared or config.name))
+    folder = storage.join(config.storage, "labels", config.prepared or config.name)
     storage.write_bytes(storage.join(folder, "labels.csv"), ranked.to_csv(index=False).encode())
     storage.write_bytes(storage.join(folder, "suspects.csv"), suspects.to_csv(index=False).encode())
     summary = {"name": config.name, "retrained": None, "images": len(ranked), "suspects": len(suspects),
@@ -108,7 +108,7 @@ def run_crossdata(config: Config) -> str:
         stages.score(run, prepared[name], {other: uri for other, uri in prepared.items() if other != name})
         reports[name] = storage.read_json(storage.join(workers.run_uri(run), "report.json"))
     summary = {"name": config.name, **comparison.matrix(reports), **said()}
-    folder = storage.absolute(storage.join(config.storage, "crossdata", config.name))
+    folder = storage.join(config.storage, "crossdata", config.name)
     storage.write_bytes(storage.join(folder, "crossdata.html"), pages.render_matrix(summary).encode())
     target = storage.join(folder, "crossdata.json")
     storage.write_json(target, summary)
@@ -160,7 +160,7 @@ def run_compare(config: Config) -> str:
         stages.run_train(run)
         stages.run_evaluate(run)
     names = [run.name for run in runs]
-    folder = storage.absolute(storage.join(config.storage, "compare", config.name))
+    folder = storage.join(config.storage, "compare", config.name)
     rows, curves = comparison.table(config.storage, names)
     storage.write_bytes(storage.join(folder, "compare.png"), figures.png(figures.comparison_figure(curves)))
     target = storage.join(folder, "compare.json")

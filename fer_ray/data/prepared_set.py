@@ -36,7 +36,7 @@ PART_SCHEMA = pa.schema([*META, ("crop", pa.binary())])
 
 def uri_of(config: Config) -> str:
     """Where the prepared set of this configuration lies."""
-    return storage.absolute(storage.join(config.storage, "prepared", config.prepared or config.name))
+    return storage.join(config.storage, "prepared", config.prepared or config.name)
 
 
 def is_complete(uri: str) -> bool:

@@ -32,7 +32,7 @@ def table(root: str, names: list[str]) -> tuple[list[dict], dict[str, list[dict]
     """A row of numbers for each finished run below the storage `root`, and the epochs of each backbone."""
     rows, curves = [], {}
     for name in names:
-        run = storage.absolute(storage.join(root, "runs", name))
+        run = storage.join(root, "runs", name)
         result = storage.read_json(storage.join(run, "result.json"))
         epochs = tracking.read(run)
         curves[result["train"]["backbone"]] = epochs

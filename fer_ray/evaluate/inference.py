@@ -78,7 +78,7 @@ def predict_images(config: Config, checkpoint: str, images: list[tuple[str, str 
     """
     import ray.data
 
-    uri = storage.absolute(storage.join(config.storage, "predictions", config.name))
+    uri = storage.join(config.storage, "predictions", config.name)
     table, marker = storage.join(uri, "predictions.csv"), storage.join(uri, "request.json")
     stats = [storage.stat(pixels.file_of(image)) if reason is None else reason for image, reason in images]
     request = hashlib.sha256(json.dumps([images, stats, checkpoints.describe(checkpoint)["sha256"],

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fer_ray.config import BACKBONES, ConfigError
+from fer_ray.config import ConfigError
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.errors import UserError
+from fer_ray.values import BACKBONES
 
 LITE0 = "efficientnet_lite0"
 TIMM = "timm:"

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fer_ray import storage
-from fer_ray.config import BACKBONES
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.errors import UserError
 from fer_ray.model import augment
+from fer_ray.values import BACKBONES
 
 if TYPE_CHECKING:
     import torch

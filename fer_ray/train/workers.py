@@ -22,7 +22,7 @@ class TrainingError(UserError):
 
 def run_uri(config: Config) -> str:
     """The folder of the run that `config` names."""
-    return storage.absolute(storage.join(config.storage, "runs", config.name))
+    return storage.join(config.storage, "runs", config.name)
 
 
 def run_single(config: Config, loaded: dict, side_by_side: int = 1) -> None:

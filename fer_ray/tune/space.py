@@ -18,7 +18,7 @@ LR_OF_OTHERS = (1e-3, 1e-1)
 
 def search_uri(config: Config) -> str:
     """The folder of the search that `config` names; also the storage root of its trials."""
-    return storage.absolute(storage.join(config.storage, "tune", config.name))
+    return storage.join(config.storage, "tune", config.name)
 
 
 def trainings(config: Config) -> list[TrainConfig]:
