@@ -6,6 +6,7 @@ Friesen, "Facial Action Coding System", 1978) whose intensity grows along a sequ
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 
 from fer_ray.data import listing, manifest
 from fer_ray.data.layouts import jaffe
+from fer_ray.progress import Progress
 
 VERSION = 1
 CODES = {"anger": 1, "contempt": 2, "disgust": 3, "fear": 4, "happiness": 5, "sadness": 6, "surprise": 7}
@@ -59,9 +61,11 @@ def write_sample(root: Path, subjects: int, seed: int) -> None:
         shutil.rmtree(root / name, ignore_errors=True)
     people = [(root / "CK+", i, seed) for i in range(subjects)]
     others = [(root / "jaffe", i, seed) for i in range(min(10, max(3, subjects // 6)))]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(_write_ckplus_subject, people))
-        list(pool.map(_write_jaffe_subject, others))
+    # OpenCV without threads of its own: the processes are the parallelism
+    with (ProcessPoolExecutor(os.cpu_count(), initializer=cv2.setNumThreads, initargs=(1,)) as pool,
+          Progress("draw the sample", len(people) + len(others), "people") as progress):
+        for _ in itertools.chain(pool.map(_write_ckplus_subject, people), pool.map(_write_jaffe_subject, others)):
+            progress.advance()
     (root / "CK+" / "cohn-kanade-images" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     (root / "jaffe" / "README").write_text("Rendered faces in the layout of JAFFE.\n")
     done.write_text(json.dumps(wanted))
@@ -109,11 +113,8 @@ def render_face(person: np.random.Generator, expression: str, intensity: float, 
         return np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], 1)
 
     def soften(area, value: float, radius: float) -> None:
-        """Blend a value in, with soft edges: shading that the cascade looks for."""
-        mask = np.zeros_like(image)
-        cv2.fillPoly(mask, [at(area)], 1.0, cv2.LINE_AA, SHIFT)
-        mask = cv2.GaussianBlur(mask, (0, 0), radius * half_width)
-        image[:] += mask * value
+        """Shading that the cascade looks for."""
+        add_soft_shape(image, at(area), value, radius * half_width)
 
     # hair behind, neck and shoulders, face
     fill(oval(0, -0.25, 1.05 * hair_sides, 1.32 + 0.1 * (style == 2)), hair)
@@ -211,6 +212,29 @@ def render_face(person: np.random.Generator, expression: str, intensity: float, 
     image *= noise.uniform(0.93, 1.07)
     image += noise.normal(0, 3.0, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def add_soft_shape(image: np.ndarray, points: np.ndarray, value: float, sigma: float) -> None:
+    """Add a value to the pixels of a polygon, with edges blurred by `sigma` px.
+
+    Only the polygon's surroundings are blurred, as far as the blur reaches. That is a seventh of the work that the
+    whole picture takes, and the same to the last bit.
+
+    Args:
+        image: float32 [H, W], changed in place.
+        points: int32 [N, 2], the polygon's corners (x, y) in units of 1/16 px.
+        value: what is added.
+        sigma: standard deviation of the Gaussian blur in px.
+    """
+    mask = np.zeros_like(image)
+    cv2.fillPoly(mask, [points], 1.0, cv2.LINE_AA, SHIFT)
+    reach = round(4 * sigma) + 8  # OpenCV's kernel for float32 ends at 4 sigma; smooth edges are some pixels wide
+    left, top = np.maximum(points.min(0) // 2**SHIFT - reach, 0)
+    right, bottom = np.maximum(points.max(0) // 2**SHIFT + reach, 0)
+    # Columns in multiples of 16: OpenCV rounds otherwise where its vector instructions leave a rest of a row.
+    around = slice(top, bottom), slice(left // 16 * 16, -(-right // 16) * 16)
+    if mask[around].size:
+        image[around] += cv2.GaussianBlur(mask[around], (0, 0), sigma) * value
 
 
 def _write_ckplus_subject(task: tuple[Path, int, int]) -> None:

@@ -2,16 +2,14 @@
 
 import os
 
-import cv2
-import numpy as np
 import pandas as pd
 import pytest
 from data_sets import put, read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer_ray.config import DataConfig, FacesConfig, SampleConfig, SourceConfig
-from fer_ray.data import faces, pixels, sample, sources
+from fer_ray.config import DataConfig, SampleConfig, SourceConfig
+from fer_ray.data import pixels, sources
 from fer_ray.data.manifest import EXPRESSIONS, DataError, canonical_expression
 
 
@@ -52,25 +50,6 @@ def test_names_in_any_encoding_are_read(tmp_path):
     (tmp_path / "x.png").unlink()
     rows, _ = read(tmp_path)
     assert len(rows) == len(names) and all(pixels.load(i).shape == (40, 40) for i in rows.image)
-
-
-def test_sample_is_deterministic_and_never_overwrites_other_files(sample_of, tmp_path):
-    first, again = sample_of(tmp_path / "first", people=1), tmp_path / "again"
-    assert len(sources.read_manifest(DataConfig("sample", str(again), sample=SampleConfig(1, 0))).rows)
-    files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
-    assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
-    assert all((first / f).read_bytes() == (again / f).read_bytes() for f in files)
-    (tmp_path / "mine.txt").touch()
-    with pytest.raises(DataError, match="holds files"):
-        sample.write_sample(tmp_path, 6, 0)
-
-
-def test_haar_finds_exactly_one_face_in_the_sample(root):
-    finder, images = faces.finder(FacesConfig()), sorted([*root.rglob("*.tiff"), *root.rglob("*.png")])[::6]
-    pictures = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in images]
-    one = [len(finder.cascade.detectMultiScale(p, 1.1, 5)) == 1 for p in pictures]
-    assert np.mean(one) >= 0.95
-    assert np.mean([finder.find(p) is not None for p in pictures]) >= 0.99
 
 
 @pytest.mark.parametrize(("name", "expected"), [(" Happy", "happiness"), ("ANGER", "anger"), ("sad", "sadness"),
