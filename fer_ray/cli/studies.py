@@ -12,19 +12,20 @@ from fer_ray.cli import connection, stages
 from fer_ray.config import Config
 from fer_ray.data import prepare, prepared_set
 from fer_ray.data.manifest import EXPRESSIONS
-from fer_ray.evaluate import comparison, labels, protocols
-from fer_ray.report import figures, pages, prepared_page
-from fer_ray.train import workers
+from fer_ray.evaluate import comparison, labels, protocols, results
+from fer_ray.report import figures, pages, prepared_page, score_figures, search_figures
+from fer_ray.train import batches, workers
 from fer_ray.tune import search, space
 
 
 def run_crossval(config: Config) -> str:
     """The runs of `protocol`, trained side by side, scored and told on one page; URI of crossval.json."""
-    runs = protocols.plan(config)
+    protocols.plan(config)  # what cannot be planned is said before the data is prepared
     shared = stages.run_prepare(config, [config.train])
+    runs = protocols.plan(config, prepared_set.read_index(shared))
     also = stages.prepare_also(config)
     views = {label: (run, prepare.resplit(shared, run.split)) for label, run in runs.items()}
-    summary = protocols.summarise(config, train_and_score(config, views, also))
+    summary = protocols.summarise(config, runs, train_and_score(config, views, also))
     folder = storage.join(config.storage, "crossval", config.name)
     storage.write_bytes(storage.join(folder, "crossval.html"), pages.render_protocol(summary).encode())
     target = storage.join(folder, "crossval.json")
@@ -39,7 +40,7 @@ def train_and_score(config: Config, views: dict[str, tuple[Config, str]], also: 
     reports = {}
     for label, (run, view) in views.items():
         stages.score(run, view, also)
-        reports[label] = storage.read_json(storage.join(workers.run_uri(run), "report.json"))
+        reports[label] = results.read_report(workers.run_uri(run))
     return reports
 
 
@@ -56,6 +57,7 @@ def run_label_audit(config: Config) -> str:
     prepared = prepared_set.uri_of(config)
     index = prepared_set.read_index(prepared).set_index("image")
     predictions = protocols.pooled([workers.run_uri(run) for run in runs.values()])
+    network = labels.check_network(batches.labels_of(predictions), protocols.probabilities_of(predictions).argmax(1))
     ranked = labels.rank(predictions["expression"].tolist(), protocols.probabilities_of(predictions),
                          index.loc[predictions["image"]])
     ranked = predictions[["image", "dataset", "subject", "expression"]].iloc[ranked["position"]].reset_index(
@@ -64,7 +66,8 @@ def run_label_audit(config: Config) -> str:
     folder = storage.join(config.storage, "labels", config.prepared or config.name)
     storage.write_bytes(storage.join(folder, "labels.csv"), ranked.to_csv(index=False).encode())
     storage.write_bytes(storage.join(folder, "suspects.csv"), suspects.to_csv(index=False).encode())
-    summary = {"name": config.name, "retrained": None, "images": len(ranked), "suspects": len(suspects),
+    summary = {"name": config.name, "network": network, "datasets": sorted(set(predictions["dataset"])),
+               "retrained": None, "images": len(ranked), "suspects": len(suspects),
                "folds": len(runs), "contradicted": int((suspects["twins"] != "").sum()),
                "by_class": {e: int((suspects["expression"] == e).sum()) for e in EXPRESSIONS}, **said()}
     if config.retrain:
@@ -76,6 +79,8 @@ def run_label_audit(config: Config) -> str:
                         pages.render_labels(summary, sheets).encode())
     target = storage.join(folder, "labels.json")
     storage.write_json(target, summary)
+    print(f"The network that judges the labels reaches {network['balanced_accuracy']:.3f} balanced accuracy on images "
+          f"it has not seen (chance {network['chance']:.3f}).", flush=True)
     print(f"{len(suspects)} of {len(ranked)} labels are doubtful: {folder}/suspects.csv\nreport: {folder}/labels.html",
           flush=True)
     return target
@@ -106,8 +111,9 @@ def run_crossdata(config: Config) -> str:
     for name, run in runs.items():
         stages.run_train(run)
         stages.score(run, prepared[name], {other: uri for other, uri in prepared.items() if other != name})
-        reports[name] = storage.read_json(storage.join(workers.run_uri(run), "report.json"))
-    summary = {"name": config.name, **comparison.matrix(reports), **said()}
+        reports[name] = results.read_report(workers.run_uri(run))
+    datasets = [dataset for report in reports.values() for dataset in report["counts"]["read"]]
+    summary = {"name": config.name, "datasets": datasets, **comparison.matrix(reports), **said()}
     folder = storage.join(config.storage, "crossdata", config.name)
     storage.write_bytes(storage.join(folder, "crossdata.html"), pages.render_matrix(summary).encode())
     target = storage.join(folder, "crossdata.json")
@@ -137,9 +143,10 @@ def run_tune(config: Config) -> str:
     result = storage.read_json(stages.score(chosen, prepared, {}))
     folder = space.search_uri(config)
     summary = search.summarise(config, found, best) | said() | {
-        "test": {key: result[key] for key in pages.HEADLINE}, "test_report": result["report"]}
+        "test": {key: result[key] for key in pages.HEADLINE}, "test_report": result["report"],
+        "datasets": list(result["counts"]["read"])}
     storage.write_bytes(storage.join(folder, "tune.html"), pages.render_tune(summary).encode())
-    storage.write_bytes(storage.join(folder, "tune.png"), figures.png(figures.search_figure(summary)))
+    storage.write_bytes(storage.join(folder, "tune.png"), figures.png(search_figures.search_figure(summary)))
     target = storage.join(folder, "tune.json")
     storage.write_json(target, summary)
     values = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in best["settings"].items())
@@ -162,7 +169,7 @@ def run_compare(config: Config) -> str:
     names = [run.name for run in runs]
     folder = storage.join(config.storage, "compare", config.name)
     rows, curves = comparison.table(config.storage, names)
-    storage.write_bytes(storage.join(folder, "compare.png"), figures.png(figures.comparison_figure(curves)))
+    storage.write_bytes(storage.join(folder, "compare.png"), figures.png(score_figures.comparison_figure(curves)))
     target = storage.join(folder, "compare.json")
     storage.write_json(target, {"runs": rows})
     print(comparison.as_text(rows), flush=True)

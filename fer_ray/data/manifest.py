@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -41,6 +42,11 @@ class DataError(UserError):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+
+def is_drawn(datasets: Iterable[str]) -> bool:
+    """Whether any of these data sets holds drawn faces, as its name says."""
+    return any(name.endswith(DRAWN) for name in datasets)
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoint x test split to results, and the same checkpoint on other data sets and new people."""
+"""A run's best checkpoint to scores: on the test split, on other data sets, and on new people."""
 
 from __future__ import annotations
 
@@ -15,24 +15,30 @@ import pandas as pd
 from fer_ray import storage
 from fer_ray.config import Config, to_dict
 from fer_ray.data import duplicates, prepared_set
-from fer_ray.data.manifest import EXPRESSIONS, DataError
-from fer_ray.evaluate import inference
+from fer_ray.data.manifest import EXPRESSIONS, DataError, is_drawn
+from fer_ray.evaluate import calibration, inference, results
 from fer_ray.model import checkpoints, metrics
 from fer_ray.train import batches, tracking, workers
 
 PACKAGES = ("ray", "torch", "torchvision", "opencv-python-headless", "numpy", "pyarrow", "scikit-learn")
+FLOOR_C = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse strengths of regularisation that the floor tries on validation
 
 
 def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict, dict]:
-    """Score the run's best checkpoint on the test split and on every image of the prepared sets `also` (name -> URI).
+    """Score the run's best checkpoint on the test split and on every image of further prepared sets.
 
     The probabilities of each image go to `predictions.csv` (`predictions-NAME.csv`) in the run's folder.
 
-    Returns: all that the report tells, ready for JSON, and the pictures of `explanation.explain` by data set ("" for
+    Args:
+        config: of the run.
+        prepared: URI of the prepared set.
+        also: URIs of the further prepared sets, by name.
+
+    Returns: all that the report shows, ready for JSON, and the pictures of `explanation.explain` by data set ("" for
         the test split).
 
     Raises: checkpoints.CheckpointError; manifest.DataError if the checkpoint was trained on another split, whose
-        training images could stand in this test split, or if the test split is empty.
+        training images could stand in this test split, or if the test split is empty; storage.DamagedError.
     """
     run = workers.run_uri(config)
     checkpoint = config.evaluate.checkpoint or checkpoints.find_best(run)
@@ -43,24 +49,25 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
                         "images may stand in this test split; evaluate.also scores it on other data")
     index = prepared_set.read_index(prepared).sort_values("row").reset_index(drop=True)
     held_out = index[index["split"] != "train"]
-    test = held_out[held_out["split"] == "test"]
+    test, val = held_out[held_out["split"] == "test"], held_out[held_out["split"] == "val"]
     if not len(test):
         raise DataError(f"{prepared}: the test split is empty")
     everything = inference.predict(prepared, held_out, config.evaluate.batch_size, checkpoint=checkpoint,
                                    use_gpu=config.train.use_gpu)
     is_test = (held_out["split"] == "test").to_numpy()
-    probabilities, val = everything[is_test], held_out[~is_test]
-    labels, subjects = batches.labels_of(test), test["subject"].tolist()
-    # the chosen checkpoint knows its own epochs only
+    probabilities = everything[is_test]
+    labels, subjects = batches.labels_of(test), column_of(test, "subject")
+    # a checkpoint that the user chose knows the epochs up to its own; the run's log knows all
     history = description["history"] if config.evaluate.checkpoint else tracking.read(run)
     result = _describe(config, prepared, summary, checkpoint, description, history) | {
         "metrics": metrics.evaluate(probabilities, labels, subjects, config.split.seed),
-        "calibration": calibration(everything[~is_test], batches.labels_of(val), probabilities, labels),
+        "calibration": calibration.calibrate(everything[~is_test], batches.labels_of(val), column_of(val, "subject"),
+                                             probabilities, labels),
         "groups": {name: metrics.by_group(probabilities, labels, subjects, column_of(test, name), config.split.seed)
                    for name in config.evaluate.groups},
         "floor": floor(config, prepared, index, description["backbone"]) if config.evaluate.floor else None,
     }
-    _write_predictions(run, "predictions.csv", test, probabilities)
+    results.write_predictions(run, "predictions.csv", test, probabilities)
     pictures = {"": _explain(config, prepared, checkpoint, test, probabilities)}
     trained = index[index["split"] == "train"]
     result["also"] = []
@@ -70,20 +77,8 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     return result, pictures
 
 
-def calibration(val: np.ndarray, val_labels: np.ndarray, test: np.ndarray, labels: np.ndarray) -> dict:
-    """Reliability of the test probabilities [N, 8] as they are and at the temperature that was fitted on val."""
-    temperature = metrics.fit_temperature(val, val_labels)
-    scaled = metrics.at_temperature(test, temperature)
-
-    def told(probabilities: np.ndarray) -> dict:
-        return {"ece": metrics.calibration_error(probabilities, labels),
-                "log_loss": metrics.log_loss(probabilities, labels), "bins": metrics.reliability(probabilities, labels)}
-
-    return {"temperature": temperature, "as_is": told(test), "scaled": told(scaled)}
-
-
 def column_of(rows: pd.DataFrame, name: str) -> list[str | None]:
-    """The values of a column of the index, or of one of the user's own; None where there is none."""
+    """The values of a column of the index, or of one of the user's own (`groups`); None where there is none."""
     if name in rows:
         return rows[name].astype(object).where(rows[name].notna(), None).tolist()
     return [json.loads(groups)[name] if isinstance(groups, str) else None for groups in rows["groups"]]
@@ -105,23 +100,22 @@ def floor(config: Config, prepared: str, index: pd.DataFrame, backbone: str) -> 
     labels, split = batches.labels_of(index), index["split"].to_numpy()
 
     def confusion(model, part: str) -> np.ndarray:
-        chosen = split == part
-        return confusion_matrix(labels[chosen], model.predict(features[chosen]), labels=metrics.CLASSES)
+        members = split == part
+        return confusion_matrix(labels[members], model.predict(features[members]), labels=metrics.CLASSES)
 
-    best = None
-    for c in (1e-4, 1e-3, 1e-2, 1e-1):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, class_weight="balanced", max_iter=2000))
-        model.fit(features[split == "train"], labels[split == "train"])
-        score = metrics.balanced_accuracy(confusion(model, "val"))
-        if best is None or score > best[0]:
-            best = (score, c, model)
-    test = confusion(best[2], "test")
-    return {"method": f"logistic regression on frozen {backbone} features (C = {best[1]:g} chosen on val)",
+    models = {}
+    for strength in FLOOR_C:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=2000))
+        models[strength] = model.fit(features[split == "train"], labels[split == "train"])
+    # the first, most regularised one, of equals
+    best = max(FLOOR_C, key=lambda strength: metrics.balanced_accuracy(confusion(models[strength], "val")))
+    test = confusion(models[best], "test")
+    return {"method": f"logistic regression on frozen {backbone} features (C = {best:g} chosen on val)",
             "balanced_accuracy": metrics.balanced_accuracy(test), "accuracy": float(test.trace() / test.sum()),
             "confusion": test.tolist()}
 
 
-@functools.lru_cache(maxsize=1)  # the folds of a set share them
+@functools.lru_cache(maxsize=1)  # the folds of a study share the features of their prepared set
 def _frozen_features(prepared: str, backbone: str, batch_size: int, use_gpu: bool) -> tuple[pd.Index, np.ndarray]:
     """Row numbers and ImageNet features, float32 [N, D], of every image of a prepared set."""
     index = prepared_set.read_index(prepared)
@@ -129,13 +123,22 @@ def _frozen_features(prepared: str, backbone: str, batch_size: int, use_gpu: boo
 
 
 def harmonise(probabilities: np.ndarray, classes: list[str]) -> np.ndarray:
-    """Probabilities [N, 8] of the `classes` alone: the others are 0, rows sum to 1 again."""
+    """Probabilities [N, 8] over `classes` alone: the others become 0, and rows sum to 1 again."""
     kept = np.where(np.isin(EXPRESSIONS, classes), probabilities, 0.0)
     return kept / np.maximum(kept.sum(1, keepdims=True), 1e-12)
 
 
 def copies_of(prepared: str, trained: pd.DataFrame, other: str, rows: pd.DataFrame) -> np.ndarray:
-    """Which of the `rows` of the prepared set `other` are near-duplicates of `trained` rows of `prepared`; bool [N]."""
+    """Which rows of another prepared set are near-duplicates of training pictures.
+
+    Args:
+        prepared: URI of the prepared set that was trained on.
+        trained: the rows of its index that were trained on.
+        other: URI of the other prepared set.
+        rows: N rows of its index.
+
+    Returns: bool [N].
+    """
     looks = [prepared_set.read_metadata(uri, int(index["part"].max()) + 1).set_index("row").loc[index["row"]]
              for uri, index in ((prepared, trained), (other, rows))]
     cluster = duplicates.clusters(pd.concat(looks, ignore_index=True))
@@ -144,53 +147,50 @@ def copies_of(prepared: str, trained: pd.DataFrame, other: str, rows: pd.DataFra
 
 def _score_whole(config: Config, checkpoint: str, prepared: str, trained: pd.DataFrame, name: str, uri: str,
                  run: str) -> tuple[dict, dict]:
-    """Results and pictures of a prepared set of which nothing was trained on."""
+    """Scores and pictures of all images of a prepared set of which nothing was trained on."""
     rows = prepared_set.read_index(uri).sort_values("row").reset_index(drop=True)
     classes = [e for e in EXPRESSIONS if e in set(trained["expression"]) & set(rows["expression"])]
     other, copied = ~rows["expression"].isin(classes).to_numpy(), copies_of(prepared, trained, uri, rows)
     left_out = {"of classes that training did not have": int(other.sum()),
                 "copies of training pictures": int((copied & ~other).sum())}
     rows = rows[~(other | copied)].reset_index(drop=True)
-    told = {"name": name, "prepared": uri, "classes": classes, "left_out": left_out, "metrics": None}
+    scored = {"name": name, "prepared": uri, "drawn": is_drawn(rows["dataset"]), "classes": classes,
+              "left_out": left_out, "metrics": None}
     if not len(rows):
-        return told, {}
+        return scored, {}
     probabilities = harmonise(inference.predict(uri, rows, config.evaluate.batch_size, checkpoint=checkpoint,
                                                 use_gpu=config.train.use_gpu), classes)
-    labels, subjects = batches.labels_of(rows), rows["subject"].tolist()
-    told["metrics"] = metrics.evaluate(probabilities, labels, subjects, config.split.seed)
-    _write_predictions(run, f"predictions-{name}.csv", rows, probabilities)
-    return told, _explain(config, uri, checkpoint, rows, probabilities)
+    scored["metrics"] = metrics.evaluate(probabilities, batches.labels_of(rows), column_of(rows, "subject"),
+                                         config.split.seed)
+    results.write_predictions(run, f"predictions-{name}.csv", rows, probabilities)
+    return scored, _explain(config, uri, checkpoint, rows, probabilities)
 
 
 def _explain(config: Config, prepared: str, checkpoint: str, rows: pd.DataFrame, probabilities: np.ndarray) -> dict:
-    """On a worker: the machine that submits a job need not hold the network."""
+    """`explanation.explain` as a task: the machine that submits a job need not hold the network."""
     import ray
 
-    task = ray.remote(_explain_here).options(num_cpus=1)
+    task = ray.remote(_explain_on_worker).options(num_cpus=1)
     return ray.get(task.remote(prepared, checkpoint, rows, probabilities, config.split.seed))
 
 
-def _explain_here(*given) -> dict:
-    from fer_ray.evaluate import explanation
+def _explain_on_worker(*arguments) -> dict:
+    from fer_ray.evaluate import explanation  # imports torch, which only the worker needs
 
-    return explanation.explain(*given)
-
-
-def _write_predictions(run: str, name: str, rows: pd.DataFrame, probabilities: np.ndarray) -> None:
-    table = rows[["image", "dataset", "subject", "expression"]].assign(
-        **{f"p_{e}": probabilities[:, i] for i, e in enumerate(EXPRESSIONS)})
-    storage.write_bytes(storage.join(run, name), table.to_csv(index=False).encode())
+    return explanation.explain(*arguments)
 
 
 def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, description: dict,
               history: list[dict]) -> dict:
+    """What the report says beside the scores: data, training, command, versions."""
     leaks = prepared_set.read_table(prepared, "leaks").to_dict("records")
-    told = ("split", "remarks", "leaks", "conflicts", "near_duplicates", "counts", "rejected", "fingerprint")
+    of_data = ("split", "remarks", "leaks", "conflicts", "near_duplicates", "counts", "rejected", "fingerprint")
     return {
         "name": config.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
-        **{key: summary[key] for key in told},
+        **{key: summary[key] for key in of_data},
+        "drawn": is_drawn(summary["counts"]["read"]),
         "leak_examples": leaks[:20],
         "validation": {"balanced_accuracy": description["metrics"]["val_balanced_accuracy"],
                        "epoch": description["metrics"]["epoch"] + 1},
@@ -199,13 +199,16 @@ def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, des
         "parameters": description["parameters"],
         "config": to_dict(config),
         "versions": {"python": sys.version.split()[0],
-                     **{p: importlib.metadata.version(p) for p in PACKAGES}},
+                     **{package: importlib.metadata.version(package) for package in PACKAGES}},
         "checkpoint": checkpoint,
         "labels": read_labels(config),
     }
 
 
 def read_labels(config: Config) -> dict | None:
-    """The numbers of the label audit of this prepared set, if there was one."""
+    """The summary of the label audit of this prepared set, if there was one. Raises: storage.DamagedError."""
     file = storage.join(config.storage, "labels", config.prepared or config.name, "labels.json")
-    return storage.read_json(file) if storage.exists(file) else None
+    if not storage.exists(file):
+        return None
+    return storage.read_own_json(file, {"suspects": int, "images": int, "network": dict, "by_class": dict},
+                                 "python jobs/audit.py --labels with the options of your run makes it again")

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 
 import numpy as np
 import pandas as pd
 
-from fer_ray import storage
 from fer_ray.checks import check
 from fer_ray.config import Config, TrainConfig
+from fer_ray.data import splits
 from fer_ray.data.manifest import EXPRESSIONS
+from fer_ray.evaluate import results
 from fer_ray.model import metrics
 from fer_ray.train import batches, resources, training, workers
 
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "log_loss", "ece")
+BY_IMAGE = "by image, as in the paper"
+MIN_FOLDS = 3  # test, val and train
+MIN_COMMON_CLASSES = 2  # with one alone there is nothing to tell apart
 
 
-def plan(config: Config) -> dict[str, Config]:
-    """The runs of `config.protocol` by what tells them apart; all share one prepared set, split in their own ways.
+def plan(config: Config, index: pd.DataFrame | None = None) -> dict[str, Config]:
+    """The runs of `config.protocol` by their labels; all share one prepared set, split in their own ways.
 
-    Raises: ConfigError if the protocol cannot be had with this split.
+    Args:
+        config: of the study.
+        index: of the prepared set. `paper_vs_honest` needs it to know how many people a split by subject tests: where
+            those are fewer than `metrics.MIN_PEOPLE`, folds are planned instead, which test everybody. Without it,
+            as before the data is prepared, one split is planned.
+
+    Raises: ConfigError if the protocol cannot be had with this split; DataError if there are too few people to split.
     """
     base = dataclasses.replace(config, prepared=config.prepared or config.name)
     kind, repeats = config.protocol.kind, config.protocol.repeats
@@ -36,9 +45,28 @@ def plan(config: Config) -> dict[str, Config]:
     if kind == "seeds":
         return {f"seed {s}": run(f"seed{s}", train={"seed": s}) for s in range(repeats)}
     if kind == "paper_vs_honest":
-        return {"by image, as in the paper": run("image", split={"by": "image"}),
-                "by subject": run("subject", split={"by": "subject"})}
+        runs = {BY_IMAGE: run("image", split={"by": "image"})}
+        folds = _honest_folds(index, config) if index is not None else 0
+        if not folds:
+            return runs | {"by subject": run("subject", split={"by": "subject"})}
+        return runs | {f"by subject, fold {k + 1}": run(f"subject-fold{k}",
+                                                        split={"by": "subject", "folds": folds, "fold": k})
+                       for k in range(folds)}
     return {"hold-out": base}
+
+
+def _honest_folds(index: pd.DataFrame, config: Config) -> int:
+    """Into how many folds of people the honest side of `paper_vs_honest` is cut.
+
+    0 where one split tests enough people, or where all people together are too few.
+    """
+    subjects = index["subject"].astype(object).where(index["subject"].notna(), None)
+    tested = subjects[splits.assign(index, by="subject", seed=config.split.seed) == "test"]
+    if metrics.no_interval(metrics.num_people(tested.tolist())) is None:
+        return 0
+    if metrics.no_interval(metrics.num_people(subjects.tolist())) is not None:
+        return 0
+    return max(MIN_FOLDS, config.protocol.repeats)
 
 
 def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
@@ -50,7 +78,7 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
 
     configs = [config for config, _ in runs.values()]
     resources.wait_for_workers(configs[0].train)
-    parallel = parallel or min(len(runs), side_by_side(ray.cluster_resources(), configs[0].train))
+    parallel = parallel or min(len(runs), num_parallel_runs(ray.cluster_resources(), configs[0].train))
     task = ray.remote(training.train).options(num_cpus=0, max_retries=0)  # its workers hold the CPUs
     waiting, running, errors = list(runs.values()), [], []
     with training.progress({label: workers.run_uri(config) for label, (config, _) in runs.items()}, configs[0].train):
@@ -66,22 +94,23 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
         raise errors[0]
 
 
-def side_by_side(cluster: dict, t: TrainConfig) -> int:
-    """How many trainings the cluster holds at once, at least 1."""
-    return max(1, int(cluster.get("GPU" if t.use_gpu else "CPU", 0) // t.num_workers))
+def num_parallel_runs(cluster: dict, train: TrainConfig) -> int:
+    """How many trainings a cluster with these resources holds at once, at least 1."""
+    return max(1, int(cluster.get("GPU" if train.use_gpu else "CPU", 0) // train.num_workers))
 
 
 def pooled(runs: list[str]) -> pd.DataFrame:
-    """The test predictions of several runs below each other, with the column `run`; URIs of their folders."""
-    tables = [pd.read_csv(io.BytesIO(storage.read_bytes(storage.join(run, "predictions.csv"))), dtype={"subject": str})
-              for run in runs]
-    return pd.concat([t.assign(run=run.rpartition("/")[2]) for t, run in zip(tables, runs, strict=True)],
+    """The test predictions of several runs (URIs of their folders) below each other, with the column `run`.
+
+    Raises: storage.DamagedError.
+    """
+    return pd.concat([results.read_predictions(run).assign(run=run.rpartition("/")[2]) for run in runs],
                      ignore_index=True)
 
 
 def probabilities_of(predictions: pd.DataFrame) -> np.ndarray:
     """float64 [N, 8] of a table of predictions."""
-    return predictions[[f"p_{e}" for e in EXPRESSIONS]].to_numpy()
+    return predictions[results.PROBABILITIES].to_numpy()
 
 
 def scores_of(predictions: pd.DataFrame, seed: int) -> dict:
@@ -90,10 +119,44 @@ def scores_of(predictions: pd.DataFrame, seed: int) -> dict:
     return metrics.evaluate(probabilities_of(predictions), batches.labels_of(predictions), subjects, seed)
 
 
+def compare_sides(by_image: pd.DataFrame, by_subject: pd.DataFrame, seed: int) -> dict:
+    """What the leak is worth: the difference between both sides' balanced accuracy over the classes that both test.
+
+    Args:
+        by_image: test predictions on the paper's split.
+        by_subject: test predictions on the split, or all folds, by subject.
+        seed: of the intervals.
+
+    Returns: `classes` (tested by both), `sides` (a dict each: the scores over those classes, and how many classes,
+        images and people there are), `points` (the difference in percentage points; None if it is withheld) and
+        `withheld` (why, in words that end a sentence; None if it is not).
+    """
+    tested = [set(side["expression"]) for side in (by_image, by_subject)]
+    classes = [e for e in EXPRESSIONS if e in tested[0] & tested[1]]
+    sides = []
+    for label, side in ((BY_IMAGE, by_image), ("by subject", by_subject)):
+        common = side[side["expression"].isin(classes)]
+        scores = scores_of(common, seed) if classes else {}
+        sides.append({"label": label, "runs": side["run"].nunique(), "all_classes": side["expression"].nunique(),
+                      "images": len(common), "people": scores.get("test_people", 0),
+                      **{key: scores.get(key) for key in ("balanced_accuracy", "balanced_accuracy_ci95",
+                                                          "no_interval", "chance")}})
+    withheld = None
+    if len(classes) < MIN_COMMON_CLASSES:
+        withheld = f"the two test splits have {len(classes)} class(es) in common, and at least two are needed"
+    elif sides[1]["people"] < metrics.MIN_PEOPLE:
+        withheld = (f"the split by subject tests {sides[1]['people']} people, and fewer than {metrics.MIN_PEOPLE} do "
+                    "not tell how a new person is read")
+    points = None if withheld else 100 * (sides[0]["balanced_accuracy"] - sides[1]["balanced_accuracy"])
+    return {"classes": classes, "sides": sides, "points": points, "withheld": withheld}
+
+
 def table(summary: dict) -> str:
     """The runs for a terminal."""
-    columns = ["label", *SCORES, "test_images"]
-    rows = [{k: run[k] for k in columns} | {f"on {name}": score for name, score in run["also"].items()}
+    rows = [{"run": run["label"], "balanced accuracy": run["balanced_accuracy"], "chance": run["chance"],
+             "95 % interval": metrics.interval_cell(run["balanced_accuracy_ci95"], run["test_people"]),
+             "accuracy": run["accuracy"], "macro-F1": run["macro_f1"], "log loss": run["log_loss"],
+             "images": run["test_images"]} | {f"on {name}": score for name, score in run["also"].items()}
             for run in summary["runs"]]
     lines = [pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format)]
     if summary["kind"] != "paper_vs_honest" and len(summary["runs"]) > 1:
@@ -101,31 +164,62 @@ def table(summary: dict) -> str:
         lines.append(f"balanced accuracy {spread['mean']:.3f} ± {spread['sd']:.3f} (mean ± sd of the runs)")
     if summary["pooled"]:
         lines.append("all folds together:\n" + metrics.per_class_table(summary["pooled"]))
+    if compared := summary["comparison"]:
+        lines += [f"{side['label']}: balanced accuracy {side['balanced_accuracy']:.3f} over the "
+                  f"{len(compared['classes'])} classes that both test, {side['images']} images of {side['people']} "
+                  "people" for side in compared["sides"] if side["balanced_accuracy"] is not None]
+        lines.append(f"what the leak is worth is not said: {compared['withheld']}" if compared["withheld"]
+                     else f"what the leak is worth: {compared['points']:+.1f} points of balanced accuracy")
     return "\n".join(lines)
 
 
-def summarise(config: Config, results: dict[str, dict]) -> dict:
-    """What the page of a protocol tells. `results`: what `evaluation` describes, by label.
+def summarise(config: Config, runs: dict[str, Config], reports: dict[str, dict]) -> dict:
+    """What the page of a protocol shows, ready for JSON.
 
-    `pooled` are the numbers over the test images of all folds, each of which was in test once; None otherwise.
+    Args:
+        config: of the study.
+        runs: of `plan`, by label.
+        reports: `report.json` of each run, by label.
+
+    Returns: see the keys. `pooled` are the scores over the test images of all folds, each of which was tested once
+        (None without folds); `comparison` is that of `compare_sides` (None but for `paper_vs_honest`).
+
+    Raises: storage.DamagedError.
     """
     rows = [{"label": label, "name": r["name"], "split": r["split"], "leaks": r["leaks"], "remarks": r["remarks"],
              "epochs": r["train"]["epochs_run"], "validation": r["validation"]["balanced_accuracy"],
-             "test_images": r["metrics"]["test_images"], "test_subjects": r["metrics"]["test_subjects"],
-             "balanced_accuracy_ci95": r["metrics"]["balanced_accuracy_ci95"],
+             "train_images": sum(sum(by.get("train", {}).values()) for by in r["counts"]["after"].values()),
+             **{key: r["metrics"][key] for key in ("test_images", "test_people", "test_subjects", "chance",
+                                                   "balanced_accuracy_ci95", "no_interval", *SCORES)},
              "floor": r["floor"]["balanced_accuracy"] if r["floor"] else None,
-             "also": {a["name"]: a["metrics"]["balanced_accuracy"] if a["metrics"] else None for a in r["also"]},
-             **{s: r["metrics"][s] for s in SCORES}} for label, r in results.items()]
+             "also": {a["name"]: a["metrics"]["balanced_accuracy"] if a["metrics"] else None for a in r["also"]}}
+            for label, r in reports.items()]
     spread = {s: {"mean": float(np.mean([row[s] for row in rows])),
                   "sd": float(np.std([row[s] for row in rows], ddof=1)) if len(rows) > 1 else None} for s in SCORES}
-    together, floor = None, None
+    together, floor, compared = None, None, None
     if config.protocol.kind == "folds":
-        together = scores_of(pooled([workers.run_uri(run) for run in plan(config).values()]), config.split.seed)
-        if all(r["floor"] for r in results.values()):
-            confusion = np.sum([r["floor"]["confusion"] for r in results.values()], axis=0)
+        together = scores_of(pooled([workers.run_uri(run) for run in runs.values()]), config.split.seed)
+        if all(r["floor"] for r in reports.values()):
+            confusion = np.sum([r["floor"]["confusion"] for r in reports.values()], axis=0)
             floor = {"balanced_accuracy": metrics.balanced_accuracy(confusion),
                      "accuracy": float(confusion.trace() / confusion.sum()),
-                     "method": next(iter(results.values()))["floor"]["method"].partition(" (")[0]}
-    first = next(iter(results.values()))
+                     "method": next(iter(reports.values()))["floor"]["method"].partition(" (")[0]}
+    if config.protocol.kind == "paper_vs_honest":
+        compared = _compare_runs(config, runs, rows)
+    first = next(iter(reports.values()))
     return {"name": config.name, "kind": config.protocol.kind, "runs": rows, "spread": spread, "pooled": together,
-            "floor": floor, **{k: first[k] for k in ("created", "command", "config", "versions", "train")}}
+            "floor": floor, "comparison": compared,
+            **{key: first[key] for key in ("created", "command", "config", "versions", "train", "counts")}}
+
+
+def _compare_runs(config: Config, runs: dict[str, Config], rows: list[dict]) -> dict:
+    """`compare_sides` of these runs; withheld also if the split by subject does not keep people apart."""
+    honest = [label for label in runs if label != BY_IMAGE]
+    compared = compare_sides(pooled([workers.run_uri(runs[BY_IMAGE])]),
+                             pooled([workers.run_uri(runs[label]) for label in honest]), config.split.seed)
+    if any(any(row["leaks"].values()) or row["remarks"] for row in rows if row["label"] in honest):
+        compared |= {"points": None,
+                     "withheld": "the split by subject does not keep all people apart either (see what leaks, below)"}
+    for side, labels in zip(compared["sides"], ([BY_IMAGE], honest), strict=True):
+        side["train_images"] = round(np.mean([row["train_images"] for row in rows if row["label"] in labels]))
+    return compared

@@ -1,6 +1,7 @@
-"""Confusion matrix and probabilities to numbers with intervals.
+"""Scores of a classifier from its confusion matrix and probabilities, with intervals.
 
-Rows of a confusion matrix are the true classes, columns the predicted ones, in the order of `EXPRESSIONS`.
+Rows of a confusion matrix are the true classes, columns the predicted ones, both in the order of `EXPRESSIONS`.
+"Present" is a class with at least one test image: balanced accuracy and chance are taken over those only.
 """
 
 from __future__ import annotations
@@ -11,19 +12,32 @@ import numpy as np
 
 from fer_ray.data.manifest import EXPRESSIONS
 
-CLASSES = np.arange(len(EXPRESSIONS))
-DRAWS = 1000
-BINS = 15  # of the reliability diagram
-SMALL_IMAGES, SMALL_PEOPLE = 30, 5  # a group with fewer says little
+NUM_CLASSES = len(EXPRESSIONS)
+CLASSES = np.arange(NUM_CLASSES)
+NUM_RESAMPLES = 1000  # test sets that the bootstrap draws
+NUM_BINS = 15  # of the reliability diagram
+MIN_PEOPLE = 10  # fewer do not show how much people differ: no interval is given
+MIN_IMAGES = 30  # a group or test set with fewer images is marked as too small to quote
 
 
 def balanced_accuracy(confusion: np.ndarray) -> float:
-    """Mean recall over the classes that have images ("average accuracy across classes" in the paper).
+    """Mean recall over the classes present (the paper's "average accuracy across classes").
 
     Args:
-        confusion: int [8, 8]. Returns: 0..1; nan when it counts no image.
+        confusion: int [8, 8].
+
+    Returns: 0..1, or nan if there is no image at all.
     """
-    return float(_balanced(np.asarray(confusion)[None])[0])
+    return float(balanced_accuracies(np.asarray(confusion)[None])[0])
+
+
+def balanced_accuracies(confusions: np.ndarray) -> np.ndarray:
+    """`balanced_accuracy` of many confusion matrices, [N, 8, 8] -> float [N]."""
+    images = confusions.sum(2)
+    correct = np.diagonal(confusions, axis1=1, axis2=2)
+    recall = np.where(images > 0, correct / np.maximum(images, 1), 0.0)
+    present = (images > 0).sum(1)
+    return np.where(present > 0, recall.sum(1) / np.maximum(present, 1), np.nan)
 
 
 def chance(confusion: np.ndarray) -> float:
@@ -39,185 +53,188 @@ def chance(confusion: np.ndarray) -> float:
 
 
 def evaluate(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str | None], seed: int = 0) -> dict:
-    """All numbers of a test set.
+    """All scores of a test set.
 
     Args:
-        probabilities: float [N, 8], rows sum to 1. labels: int [N]. subjects: N names; the bootstrap draws whole
-            people, since images of one person are not independent. Unknown people (None) count one each.
+        probabilities: float [N, 8], rows sum to 1.
+        labels: int [N].
+        subjects: N names of people. The bootstrap draws whole people, since images of one person are not independent.
+            An image of an unknown person (None) counts as a person of its own.
+        seed: of the bootstrap.
 
-    Returns: see the keys below; what cannot be computed (a class without images, an interval from one person) is
-        None, never 0.
+    Returns: a dict ready for JSON. What cannot be computed (recall of a class without images, an interval from few
+        people) is None, never 0; `no_interval` beside an interval that is None says why.
     """
-    # here, since the workers that train import this module for the confusion matrix alone
+    # imported here because workers that train need this module for the confusion matrix alone
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    guesses = probabilities.argmax(1)
-    confusion = confusion_matrix(labels, guesses, labels=CLASSES)
+    predicted = probabilities.argmax(1)
+    confusion = confusion_matrix(labels, predicted, labels=CLASSES)
     present = np.unique(labels)
-    draws = _draws(labels, guesses, subjects, seed)
+    resampled = resampled_confusions(labels, predicted, subjects, seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        precision, recall, f1, support = precision_recall_fscore_support(labels, guesses, labels=CLASSES,
+        warnings.simplefilter("ignore", UserWarning)  # a class without images is expected
+        precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=CLASSES,
                                                                          zero_division=0)
     with np.errstate(invalid="ignore"):
-        recalls = np.diagonal(draws, axis1=1, axis2=2) / draws.sum(2)
+        recalls = np.diagonal(resampled, axis1=1, axis2=2) / resampled.sum(2)
+    people = num_people(subjects)
+    people_of = [num_people([s for s, label in zip(subjects, labels, strict=True) if label == i]) for i in CLASSES]
     return {
         "balanced_accuracy": balanced_accuracy(confusion),
-        "balanced_accuracy_ci95": _interval(_balanced(draws), _num_people(subjects)),
-        "accuracy": float(accuracy_score(labels, guesses)),
-        "macro_f1": float(f1_score(labels, guesses, labels=present, average="macro", zero_division=0)),
+        "balanced_accuracy_ci95": None if no_interval(people) else interval(balanced_accuracies(resampled)),
+        "no_interval": no_interval(people),
+        "chance": chance(confusion),
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "macro_f1": float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)),
         "log_loss": log_loss(probabilities, labels),
         "ece": calibration_error(probabilities, labels),
-        "per_class": {name: {"precision": _known(precision[i], support[i]), "recall": _known(recall[i], support[i]),
-                             "f1": _known(f1[i], support[i]), "support": int(support[i]),
-                             "recall_ci95": _recall_interval(recalls[:, i], _num_people(
-                                 [s for s, label in zip(subjects, labels, strict=True) if label == i]))}
+        "per_class": {name: {"precision": _if_present(precision[i], support[i]),
+                             "recall": _if_present(recall[i], support[i]),
+                             "f1": _if_present(f1[i], support[i]), "support": int(support[i]),
+                             "people": people_of[i],
+                             "recall_ci95": _recall_interval(recalls[:, i], people_of[i]),
+                             "no_interval": no_interval(people_of[i])}
                       for i, name in enumerate(EXPRESSIONS)},
         "confusion": confusion.tolist(),
         "test_images": int(len(labels)),
+        "test_people": people,
         "test_subjects": len({s for s in subjects if s is not None}),
     }
 
 
-def balanced_accuracy_interval(labels: np.ndarray, guesses: np.ndarray, subjects: list[str | None],
-                               seed: int = 0) -> list[float] | None:
-    """95 % interval of the balanced accuracy, by the percentiles of test sets made of people drawn with replacement.
+def num_people(subjects: list[str | None]) -> int:
+    """How many people the images show; each image of an unknown person (None) counts as one."""
+    return len({s for s in subjects if s is not None}) + sum(s is None for s in subjects)
 
-    None for one person, whose images could say nothing about others.
+
+def no_interval(people: int) -> str | None:
+    """Why images of so few people get no interval, in words that end a sentence; None if they get one."""
+    if people >= MIN_PEOPLE:
+        return None
+    shown = f"{people} people" if people != 1 else "one person"
+    return (f"no 95 % interval: the images show {shown}, and fewer than {MIN_PEOPLE} do not tell how much people "
+            "differ")
+
+
+def resampled_confusions(labels: np.ndarray, predicted: np.ndarray, subjects: list[str | None],
+                         seed: int) -> np.ndarray:
+    """Confusion matrices, float [NUM_RESAMPLES, 8, 8], of test sets made of people drawn with replacement.
+
+    Args: as of `evaluate`; predicted: int [N].
     """
-    return _interval(_balanced(_draws(labels, guesses, subjects, seed)), _num_people(subjects))
+    # the prefixes keep an unknown person apart from a known one whose name is a number
+    names = [f"known {s}" if s is not None else f"unknown {i}" for i, s in enumerate(subjects)]
+    people, person_of = np.unique(names, return_inverse=True)
+    confusion_of = np.zeros((len(people), NUM_CLASSES**2))
+    np.add.at(confusion_of, (person_of, labels * NUM_CLASSES + predicted), 1)
+    draws = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)),
+                                                    size=NUM_RESAMPLES)
+    return (draws @ confusion_of).reshape(-1, NUM_CLASSES, NUM_CLASSES)
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """The percentiles 2.5 and 97.5 of resampled scores [NUM_RESAMPLES], without those that are nan."""
+    low, high = np.percentile(values[np.isfinite(values)], [2.5, 97.5])
+    return [float(low), float(high)]
 
 
 def cautions(scores: dict) -> list[str]:
-    """What keeps these numbers of `evaluate` from being quoted, in sentences."""
+    """What keeps these scores of `evaluate` from being quoted, in sentences."""
     found = []
     if absent := [name for name, c in scores["per_class"].items() if not c["support"]]:
-        found.append(f"No test image shows {', '.join(absent)}: the numbers say nothing about that.")
-    guessed = [name for name, n in zip(EXPRESSIONS, np.sum(scores["confusion"], axis=0), strict=True) if n]
-    if len(guessed) == 1 and scores["test_images"] > 1:
-        found.append(f"Every test image was taken for {guessed[0]}: the network tells nothing apart.")
-    if scores["test_images"] < SMALL_IMAGES:
-        found.append(f"The test split has {scores['test_images']} image(s), far too few for a figure to quote.")
-    if scores["balanced_accuracy_ci95"] is None:
+        found.append(f"No test image shows {', '.join(absent)}: the scores say nothing about that.")
+    predicted = [name for name, n in zip(EXPRESSIONS, np.sum(scores["confusion"], axis=0), strict=True) if n]
+    if len(predicted) == 1 and scores["test_images"] > 1:
+        found.append(f"Every test image was taken for {predicted[0]}: the network tells nothing apart.")
+    if scores["test_images"] < MIN_IMAGES:
+        found.append(f"The test split has {scores['test_images']} image(s), far too few for a score to quote.")
+    if scores["test_people"] == 1:
         found.append("All test images show one person: nothing follows for others.")
     return found
 
 
 def by_group(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str | None], values: list[str | None],
              seed: int = 0) -> list[dict]:
-    """Scores of the images of each value ("unknown" for None), worst first; `small` marks groups that say little."""
-    values = np.array(["unknown" if v is None else str(v) for v in values])
+    """Scores of the images of each value, lowest balanced accuracy first.
+
+    Args: as of `evaluate`; values: the group of each image, None is shown as "unknown".
+
+    Returns: a dict a group, of which `small` marks those with too few images or people to conclude from.
+    """
+    groups = np.array(["unknown" if v is None else str(v) for v in values])
     rows = []
-    for value in np.unique(values):
-        member = np.flatnonzero(values == value)
-        s = evaluate(probabilities[member], labels[member], [subjects[i] for i in member], seed)
-        people = _num_people([subjects[i] for i in member])
-        rows.append({"value": str(value), "images": len(member), "people": people,
-                     "small": bool(len(member) < SMALL_IMAGES or people < SMALL_PEOPLE),
-                     **{k: s[k] for k in ("balanced_accuracy", "balanced_accuracy_ci95", "accuracy", "log_loss")}})
-    return sorted(rows, key=lambda r: r["balanced_accuracy"])
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        scores = evaluate(probabilities[members], labels[members], [subjects[i] for i in members], seed)
+        rows.append({"value": str(group), "images": len(members), "people": scores["test_people"],
+                     "small": bool(len(members) < MIN_IMAGES or scores["test_people"] < MIN_PEOPLE),
+                     **{key: scores[key] for key in ("balanced_accuracy", "balanced_accuracy_ci95", "no_interval",
+                                                     "chance", "accuracy", "log_loss")}})
+    return sorted(rows, key=lambda row: row["balanced_accuracy"])
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood of the true class; probabilities below 1e-7 count as that."""
+    """Mean negative log-likelihood of the true class; a probability below 1e-7 counts as 1e-7."""
     return float(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-7, 1)).mean())
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error of the top class (Guo et al. 2017), 0..1."""
+    """Expected calibration error of the most probable class (Guo et al. 2017), 0..1."""
     bins = reliability(probabilities, labels)
     return sum(abs(b["accuracy"] - b["confidence"]) * b["images"] for b in bins) / len(labels)
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict]:
     """The reliability diagram: mean confidence, accuracy and number of images of each bin that has any."""
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    return [{"confidence": float(confidence[which == b].mean()), "accuracy": float(right[which == b].mean()),
-             "images": int((which == b).sum())} for b in np.unique(which)]
-
-
-def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature, 0.05..20, that gives the least log loss (Guo et al. 2017); to be fitted on val."""
-    from scipy.optimize import minimize_scalar
-
-    found = minimize_scalar(lambda t: log_loss(at_temperature(probabilities, np.exp(t)), labels), bounds=(-3, 3),
-                            method="bounded")
-    return float(np.exp(found.x))
-
-
-def at_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Softmax probabilities [N, 8] as if the logits had been divided by `temperature`."""
-    from scipy.special import softmax
-
-    return softmax(np.log(np.clip(probabilities, 1e-12, 1)) / temperature, axis=1)
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    bin_of = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    return [{"confidence": float(confidence[bin_of == b].mean()), "accuracy": float(correct[bin_of == b].mean()),
+             "images": int((bin_of == b).sum())} for b in np.unique(bin_of)]
 
 
 def per_class_table(scores: dict) -> str:
-    """The per-class numbers for a terminal."""
+    """The scores of `evaluate` as lines for a terminal."""
     lines = [f"{'':12}{'recall':>8}{'95 % interval':>17}{'precision':>11}{'images':>8}"]
     for name, c in scores["per_class"].items():
         if c["support"]:
-            interval = "one person" if c["recall_ci95"] is None else "{:.2f} to {:.2f}".format(*c["recall_ci95"])
-            lines.append(f"{name:12}{c['recall']:8.3f}{interval:>17}{c['precision']:11.3f}{c['support']:8d}")
+            lines.append(f"{name:12}{c['recall']:8.3f}{interval_cell(c['recall_ci95'], c['people']):>17}"
+                         f"{c['precision']:11.3f}{c['support']:8d}")
         else:
             lines.append(f"{name:12}{'no test images':>44}")
-    interval = interval_text(scores["balanced_accuracy_ci95"])
-    lines.append(f"balanced accuracy {scores['balanced_accuracy']:.3f} ({interval}), accuracy "
-                 f"{scores['accuracy']:.3f}, {scores['test_images']} images")
+    lines.append(f"balanced accuracy {scores['balanced_accuracy']:.3f} (chance {scores['chance']:.3f}), accuracy "
+                 f"{scores['accuracy']:.3f}, {scores['test_images']} images of {scores['test_people']} people")
+    if ends := scores["balanced_accuracy_ci95"]:
+        lines.append("95 % interval of the balanced accuracy over people: {:.3f} to {:.3f}".format(*ends))
+    else:
+        lines.append(scores["no_interval"])
     return "\n".join(lines)
 
 
-def interval_text(interval: list[float] | None) -> str:
-    """An interval in words."""
-    if interval is None:
-        return "no interval: all images show one person"
-    return "95 % interval over people {:.3f} to {:.3f}".format(*interval)
+def interval_cell(ends: list[float] | None, people: int) -> str:
+    """A table's cell: both ends of an interval, or how few people keep it from being given."""
+    if ends is None:
+        return f"none: {people} people" if people != 1 else "none: one person"
+    return "{:.2f} to {:.2f}".format(*ends)
 
 
-def _draws(labels: np.ndarray, guesses: np.ndarray, subjects: list[str | None], seed: int) -> np.ndarray:
-    """Confusion matrices [DRAWS, 8, 8] of test sets made of people drawn with replacement."""
-    names = [f"known {s}" if s is not None else f"unknown {i}" for i, s in enumerate(subjects)]
-    people, owner = np.unique(names, return_inverse=True)
-    k = len(EXPRESSIONS)
-    each = np.zeros((len(people), k * k))
-    np.add.at(each, (owner, labels * k + guesses), 1)
-    times = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)), size=DRAWS)
-    return (times @ each).reshape(-1, k, k)
+def _recall_interval(recalls: np.ndarray, people: int) -> list[float] | None:
+    """95 % interval of a class's recall from its resampled values [NUM_RESAMPLES].
 
-
-def _balanced(confusions: np.ndarray) -> np.ndarray:
-    """Mean recall over present classes for confusion matrices [N, 8, 8]; float [N]."""
-    counts = confusions.sum(2)
-    hits = np.diagonal(confusions, axis1=1, axis2=2)
-    recall = np.where(counts > 0, hits / np.maximum(counts, 1), 0.0)
-    present = (counts > 0).sum(1)
-    return np.where(present > 0, recall.sum(1) / np.maximum(present, 1), np.nan)
-
-
-def _interval(values: np.ndarray, num_people: int) -> list[float] | None:
-    """None where there are not two people, whose difference could say anything about others."""
-    values = values[np.isfinite(values)]
-    return [float(v) for v in np.percentile(values, [2.5, 97.5])] if num_people > 1 else None
-
-
-def _recall_interval(draws: np.ndarray, num_people: int) -> list[float] | None:
-    """As `_interval`; where all or none are recognised, and drawing people again says nothing, the exact interval of as
-    many successes as people (Clopper, Pearson 1934)."""
-    found = _interval(draws, num_people)
-    if found is None or found[0] < found[1]:
-        return found
+    Where all or none of the images are recognised, drawing people again always gives the same recall. The interval is
+    then the exact one of as many successes as people (Clopper, Pearson 1934).
+    """
+    if no_interval(people):
+        return None
+    low, high = interval(recalls)
+    if low < high:
+        return [low, high]
     from scipy.stats import binomtest
 
-    exact = binomtest(round(found[0] * num_people), num_people).proportion_ci()
+    exact = binomtest(round(low * people), people).proportion_ci()
     return [float(exact.low), float(exact.high)]
 
 
-def _num_people(subjects: list[str | None]) -> int:
-    """Unknown people count one each."""
-    return len({s for s in subjects if s is not None}) + sum(s is None for s in subjects)
-
-
-def _known(value: float, support: int) -> float | None:
+def _if_present(value: float, support: int) -> float | None:
     return float(value) if support else None

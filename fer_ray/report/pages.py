@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fer_ray import storage
-from fer_ray.data.manifest import EXPRESSIONS
+from fer_ray.data import duplicates
+from fer_ray.data.manifest import EXPRESSIONS, is_drawn
 from fer_ray.model import metrics
-from fer_ray.report import figures
+from fer_ray.report import data_figures, figures, score_figures, search_figures
 
-HEADLINE = ("balanced_accuracy", "balanced_accuracy_ci95", "accuracy", "macro_f1", "test_images")
+# what of the scores stands at the top of result.json, what it leaves to report.json, and the figures of summary.png
+HEADLINE = ("balanced_accuracy", "balanced_accuracy_ci95", "no_interval", "chance", "accuracy", "macro_f1",
+            "test_images", "test_people")
 IN_REPORT_ONLY = ("calibration", "groups", "also", "explained", "labels")
 SUMMARY = ("crops", "curves", "recall", "confusion")
-GROUPS_SHOWN = 12
+GROUPS_SHOWN = 12  # on the page; all are in report.json
 
 
 def write(folder: str, result: dict, shown: dict) -> str:
-    """Write `report.html`, `report.json` (every number of the page), `summary.png` and, last, the short `result.json`
-    to a folder; URI of `result.json`. `result`, `shown`: see `render`.
+    """Write a run's report into its folder.
+
+    Files: `report.html`, `report.json` (every number of the page), `summary.png` and, last, the short `result.json`.
+
+    Args:
+        folder: URI.
+        result: see `render`.
+        shown: see `render`.
+
+    Returns: URI of `result.json`.
     """
-    page, drawn = storage.join(folder, "report.html"), draw(result, shown)
-    storage.write_bytes(page, render(result, shown, drawn).encode())
-    storage.write_bytes(storage.join(folder, "summary.png"), figures.beside_each_other([drawn[k] for k in SUMMARY]))
+    page, pictures = storage.join(folder, "report.html"), draw(result, shown)
+    storage.write_bytes(page, render(result, shown, pictures).encode())
+    storage.write_bytes(storage.join(folder, "summary.png"),
+                        figures.beside_each_other([png for name in SUMMARY if (png := pictures[name])]))
     numbers = result | {"report": page, "explained": _without_pixels(shown["explained"])}
     storage.write_json(storage.join(folder, "report.json"), numbers)
     target = storage.join(folder, "result.json")
@@ -33,82 +47,105 @@ def write(folder: str, result: dict, shown: dict) -> str:
 
 
 def draw(result: dict, shown: dict) -> dict[str, bytes | None]:
-    """The pictures of a test split as PNG files; None where there is nothing to show. Arguments: see `render`."""
-    wanted = {"crops": (figures.crops_figure, shown["montage"]),
-              "augmented": (figures.row_figure, shown["augmented"]),
-              "bars": (figures.bars_figure, result["counts"]["after"]),
-              "curves": (figures.curves_figure, result["history"]),
-              "recall": (figures.recall_figure, result["metrics"]),
-              "confusion": (figures.confusion_figure, result["metrics"]["confusion"]),
-              "reliability": (figures.reliability_figure, result["calibration"])}
+    """The figures of a report as PNG files; None where there is nothing to show. Arguments: see `render`."""
+    wanted: dict[str, tuple[Callable, Any]] = {
+        "crops": (data_figures.crops_figure, shown["montage"]),
+        "augmented": (data_figures.row_figure, shown["augmented"]),
+        "bars": (data_figures.bars_figure, result["counts"]["after"]),
+        "curves": (score_figures.curves_figure, result["history"]),
+        "recall": (score_figures.recall_figure, result["metrics"]),
+        "confusion": (score_figures.confusion_figure, result["metrics"]["confusion"]),
+        "reliability": (score_figures.reliability_figure, result["calibration"])}
     return {name: figures.png(figure(content)) if content else None for name, (figure, content) in wanted.items()}
 
 
-def render(result: dict, shown: dict, drawn: dict[str, bytes | None]) -> str:
+def render(result: dict, shown: dict, figures_of: dict[str, bytes | None]) -> str:
     """The report as one HTML page without external requests.
 
     Args:
         result: what `evaluation.evaluate` describes.
         shown: the pictures: `montage` (dicts of `crop`, uint8 [H, W(, 3)], `expression`, `split`), `augmented` (uint8
             [224, 224, 3] images of one crop), `explained` (see `evaluation.evaluate`); each may be empty.
-        drawn: of `draw`.
+        figures_of: of `draw`.
     """
-    pictures = {name: png and figures.data_uri(png) for name, png in drawn.items()}
-    explained = {name: {"mistakes": picture(figures.heat_figure, one.get("mistakes")),
-                        "typical": picture(figures.heat_figure, one.get("typical")),
-                        "lookalikes": picture(figures.lookalikes_figure, one.get("lookalikes"))}
+    pictures = {name: png and figures.data_uri(png) for name, png in figures_of.items()}
+    explained = {name: {"mistakes": picture(score_figures.heat_figure, one.get("mistakes")),
+                        "typical": picture(score_figures.heat_figure, one.get("typical")),
+                        "lookalikes": picture(score_figures.lookalikes_figure, one.get("lookalikes"))}
                  for name, one in shown["explained"].items()}
-    also = {a["name"]: {"recall": picture(figures.recall_figure, a["metrics"]),
-                        "confusion": picture(figures.confusion_figure, a["metrics"]["confusion"])}
+    also = {a["name"]: {"recall": picture(score_figures.recall_figure, a["metrics"]),
+                        "confusion": picture(score_figures.confusion_figure, a["metrics"]["confusion"])}
             for a in result["also"] if a["metrics"]}
-    return _page("report.html.j2", r=result, m=result["metrics"], pictures=pictures, explained=explained, also=also,
-                 leaking=is_leaking(result), cautions=metrics.cautions(result["metrics"]),
-                 config=_flatten(result["config"]))
+    return _page("report.html.j2", is_drawn(result["counts"]["read"]), r=result, m=result["metrics"],
+                 present=sum(c["support"] > 0 for c in result["metrics"]["per_class"].values()), pictures=pictures,
+                 explained=explained, also=also, leaking=is_leaking(result),
+                 cautions=metrics.cautions(result["metrics"]), config=_flatten(result["config"]))
 
 
-def render_prepared(name: str, summary: dict, index, leaks: list[dict], pictures: dict) -> str:
-    """The page of a prepared set, see `overview`. `summary`: prepared.json. `index`: its rows (pandas)."""
-    return _page("prepare.html.j2", name=name, p=summary, images=len(index), subjects=index["subject"].nunique(),
-                 found=int(index["face_found"].sum()), leaks=leaks, leaking=is_leaking(summary), pictures=pictures,
-                 config=_flatten(summary["config"]))
+def render_prepared(name: str, summary: dict, index: pd.DataFrame, leaks: list[dict], same_pixels: int,
+                    pictures: dict) -> str:
+    """The page of a prepared set, see `prepared_page.write`.
+
+    Args:
+        name: of the set.
+        summary: prepared.json.
+        index: the rows of its index.
+        leaks: rows of `leaks.parquet` to list.
+        same_pixels: how many of the groups of alike pictures with different expressions have equal pixels.
+        pictures: by their names in the template, each inside the page as `figures.data_uri` makes it, or None.
+    """
+    return _page("prepare.html.j2", is_drawn(summary["counts"]["read"]), name=name, p=summary, images=len(index),
+                 subjects=index["subject"].nunique(), found=int(index["face_found"].sum()), leaks=leaks,
+                 leaking=is_leaking(summary), same_pixels=same_pixels, near_correlation=duplicates.NEAR_CORRELATION,
+                 pictures=pictures, config=_flatten(summary["config"]))
 
 
 def render_protocol(summary: dict) -> str:
     """The page of several runs, see `protocols.summarise`."""
     rows = [row | {"leaking": is_leaking(row)} for row in summary["runs"]]
-    pictures = {"runs": picture(figures.runs_figure, rows)}
+    pictures = {"runs": picture(score_figures.runs_figure, rows)}
     if summary["pooled"]:
-        pictures |= {"recall": picture(figures.recall_figure, summary["pooled"]),
-                     "confusion": picture(figures.confusion_figure, summary["pooled"]["confusion"])}
-    return _page("protocol.html.j2", s=summary, rows=rows, pictures=pictures, config=_flatten(summary["config"]),
-                 also=list(rows[0]["also"]))
+        pictures |= {"recall": picture(score_figures.recall_figure, summary["pooled"]),
+                     "confusion": picture(score_figures.confusion_figure, summary["pooled"]["confusion"])}
+    return _page("protocol.html.j2", is_drawn(summary["counts"]["read"]), s=summary, rows=rows, pictures=pictures,
+                 config=_flatten(summary["config"]), also=list(rows[0]["also"]))
 
 
 def render_labels(summary: dict, sheets: dict[str, list[dict]]) -> str:
-    """The page of a label audit. `sheets`: for each class dicts of `crop` and `title`, the most doubtful first."""
-    return _page("labels.html.j2", s=summary,
-                 sheets={e: picture(figures.sheet_figure, shown) for e, shown in sheets.items() if shown})
+    """The page of a label audit.
+
+    Args:
+        summary: labels.json.
+        sheets: for each class dicts of `crop` and `title`, the most doubtful first.
+    """
+    return _page("labels.html.j2", is_drawn(summary["datasets"]), s=summary,
+                 sheets={e: picture(data_figures.sheet_figure, shown) for e, shown in sheets.items() if shown})
 
 
 def render_matrix(summary: dict) -> str:
-    """The page of networks tested on each other's data sets: `names`, `scores`, `classes`, `left_out` [N][N]."""
-    shown = figures.png(figures.matrix_figure(summary["names"], summary["scores"], summary["classes"]))
-    return _page("matrix.html.j2", s=summary, picture=figures.data_uri(shown))
+    """The page of networks tested on each other's data sets. `summary`: of `comparison.matrix` and `datasets`."""
+    shown = figures.png(score_figures.matrix_figure(summary["names"], summary["pairs"]))
+    return _page("matrix.html.j2", is_drawn(summary["datasets"]), s=summary, picture=figures.data_uri(shown))
 
 
 def render_tune(summary: dict) -> str:
-    """The page of a search, see `tuning.summarise`."""
-    shown = [t for t in summary["trials"] if t["history"]]
-    return _page("tune.html.j2", s=summary, ranked=sorted(summary["trials"], key=lambda t: -t["score"]),
-                 states={state: sum(t["state"] == state for t in summary["trials"]) for state in figures.STATES},
-                 pictures={"plane": picture(figures.plane_figure, shown),
-                           "rungs": figures.data_uri(figures.png(figures.rungs_figure(shown, summary["rungs"]))),
-                           "cost": figures.data_uri(figures.png(figures.cost_figure(summary)))},
+    """The page of a search. `summary`: of `search.summarise`, with `test` and `datasets` of the chosen trial."""
+    trials = summary["trials"]
+    shown = [trial for trial in trials if trial["history"]]
+    rungs = figures.png(search_figures.rungs_figure(shown, summary["rungs"]))
+    states = {state: sum(trial["state"] == state for trial in trials) for state in search_figures.STATES}
+    return _page("tune.html.j2", is_drawn(summary["datasets"]), s=summary, states=states,
+                 ranked=sorted(trials, key=lambda trial: -trial["score"]),
+                 pictures={"plane": picture(search_figures.plane_figure, shown), "rungs": figures.data_uri(rungs),
+                           "cost": picture(search_figures.cost_figure, summary)},
                  config=_flatten({"tune": summary["tune"], "train": summary["train"]}))
 
 
 def is_leaking(summary: dict) -> bool:
-    """Whether a test score on this split holds for no new face: people, videos or pictures stand on both sides."""
+    """Whether people, videos or pictures are in several splits, so that a test score holds for no new face.
+
+    `summary`: has `split` and `leaks` of prepared.json.
+    """
     return summary["split"] in ("image", "sequence") or any(summary["leaks"].values())
 
 
@@ -117,15 +154,18 @@ def picture(figure: Callable, content) -> str | None:
     return figures.data_uri(figures.png(figure(content))) if content else None
 
 
-def _page(template: str, **content) -> str:
+def _page(template: str, drawn: bool, **content) -> str:
+    """A template with this content. `drawn`: whether the page must say that its faces are drawn."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("fer_ray.report"), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template(template).render(expressions=EXPRESSIONS, splits=figures.SPLITS,
-                                                     groups_shown=GROUPS_SHOWN, **content)
+    return environment.get_template(template).render(
+        expressions=EXPRESSIONS, splits=figures.SPLITS, groups_shown=GROUPS_SHOWN, min_people=metrics.MIN_PEOPLE,
+        min_images=metrics.MIN_IMAGES, drawn=drawn, **content)
 
 
 def _without_pixels(explained: dict) -> dict:
+    """What `explanation.explain` found without its pictures, ready for JSON."""
     def numbers(one: dict) -> dict:
         return {k: v for k, v in one.items() if not isinstance(v, np.ndarray)}
 
@@ -134,6 +174,7 @@ def _without_pixels(explained: dict) -> dict:
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat = {}
     for key, value in tree.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

@@ -1,4 +1,4 @@
-"""A prepared set to `prepare.html`: what went in, what was left out, who stands where, what leaks."""
+"""A prepared set to `prepare.html`: what went in, what was left out, who is in which split, what leaks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pandas as pd
 from fer_ray import storage
 from fer_ray.data import pixels, prepared_set
 from fer_ray.data.manifest import EXPRESSIONS, NOT_THERE, OUTSIDE
-from fer_ray.report import figures, pages
+from fer_ray.report import data_figures, figures, pages
 
-PAIRS, EXAMPLES, REASONS = 8, 6, 6  # how many pictures a figure shows
-MONTAGE = 8
+PAIRS = 8  # of alike pictures, in each figure
+REASONS, EXAMPLES = 6, 6  # why images were left out, and pictures of each reason
+MONTAGE = 8  # crops of each class
 SUSPECTS = 40  # of each class
 
 
@@ -22,19 +23,22 @@ def write(prepared: str, name: str) -> str:
     index = prepared_set.read_index(prepared)
     leaks, conflicts, rejected = (prepared_set.read_table(prepared, t) for t in ("leaks", "conflicts", "rejected"))
     within = _within(index)
-    pairs = {kind: [(t["example_a"], t["example_b"]) for t in table.to_dict("records")][:PAIRS]
+    pairs = {kind: [(row["example_a"], row["example_b"]) for row in table.to_dict("records")][:PAIRS]
              for kind, table in (("leaks", _worst(leaks)), ("conflicts", conflicts), ("duplicates", within))}
     wanted = {image for chosen in pairs.values() for pair in chosen for image in pair}
     crops = prepared_set.read_crops(prepared, index[index["image"].isin(wanted)])
     titles = index.set_index("image").apply(lambda r: f"{r['expression']}, {r['split']}", axis=1)
-    pictures = {kind: pages.picture(figures.pairs_figure, [[(crops[i], titles[i]) for i in pair] for pair in chosen])
+    pictures = {kind: pages.picture(data_figures.pairs_figure,
+                                    [[(crops[image], titles[image]) for image in pair] for pair in chosen])
                 for kind, chosen in pairs.items()}
     shown = montage(prepared, summary["config"]["split"]["seed"])
-    pictures |= {"crops": pages.picture(figures.crops_figure, shown),
-                 "bars": pages.picture(figures.bars_figure, summary["counts"]["after"]),
-                 "sizes": figures.data_uri(figures.png(figures.sizes_figure(index))),
-                 "rejected": pages.picture(figures.examples_figure, _rejected_examples(rejected))}
-    page = pages.render_prepared(name, summary, index, leaks.head(20).to_dict("records"), pictures)
+    pictures |= {"crops": pages.picture(data_figures.crops_figure, shown),
+                 "bars": pages.picture(data_figures.bars_figure, summary["counts"]["after"]),
+                 "sizes": figures.data_uri(figures.png(data_figures.sizes_figure(index))),
+                 "rejected": pages.picture(data_figures.examples_figure, _rejected_examples(rejected))}
+    digests = index.set_index("image")["digest"]
+    same_pixels = sum(digests[row["example_a"]] == digests[row["example_b"]] for row in conflicts.to_dict("records"))
+    page = pages.render_prepared(name, summary, index, leaks.head(20).to_dict("records"), same_pixels, pictures)
     target = storage.join(prepared, "prepare.html")
     storage.write_bytes(target, page.encode())
     return target
@@ -52,8 +56,12 @@ def montage(prepared: str, seed: int) -> list[dict]:
 
 
 def contact_sheets(prepared: str, suspects: pd.DataFrame) -> dict[str, list[dict]]:
-    """The first suspects of each class for `report.render_labels`. `suspects`: ranked, with `image`, `expression` and
-    `reason`."""
+    """The first suspects of each class, for `pages.render_labels`.
+
+    Args:
+        prepared: URI of the prepared set.
+        suspects: ranked, with the columns `image`, `expression` and `reason`.
+    """
     shown = suspects.groupby("expression").head(SUSPECTS)
     index = prepared_set.read_index(prepared)
     crops = prepared_set.read_crops(prepared, index[index["image"].isin(shown["image"])])
@@ -62,13 +70,13 @@ def contact_sheets(prepared: str, suspects: pd.DataFrame) -> dict[str, list[dict
 
 
 def _worst(leaks: pd.DataFrame) -> pd.DataFrame:
-    """Copies before people before videos: what a reader sees at once."""
+    """Leaks that a reader sees at once come first: copies, then people, then videos."""
     order = {kind: i for i, kind in enumerate(("identical", "near_duplicate", "subject", "sequence"))}
     return leaks.sort_values("kind", key=lambda k: k.map(order), kind="stable")
 
 
 def _within(index: pd.DataFrame) -> pd.DataFrame:
-    """A pair of each cluster of near-duplicates in one split, without the frames of one video."""
+    """A pair of each cluster of near-duplicates that lies in one split; two frames of one video are no pair."""
     rows = index[~index.duplicated(["cluster", "sequence"]) | index["sequence"].isna()]
     clusters = rows[rows.duplicated("cluster", keep=False)].groupby("cluster")
     pairs = [(g["image"].iloc[0], g["image"].iloc[1]) for _, g in clusters if g["split"].nunique() == 1]
@@ -76,7 +84,7 @@ def _within(index: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rejected_examples(rejected: pd.DataFrame) -> dict[str, list[np.ndarray]]:
-    """Some pictures of the most frequent reasons, uint8 [96, 96(, 3)]; those that cannot be read are left out."""
+    """Some pictures of the most frequent reasons, uint8 of at most 96 px a side; unreadable ones are left out."""
     found: dict[str, list[np.ndarray]] = {}
     rejected = rejected[~rejected["reason"].isin([NOT_THERE, OUTSIDE])]  # a file of someone else must not be shown
     for reason in rejected["reason"].value_counts().index[:REASONS]:
@@ -84,10 +92,12 @@ def _rejected_examples(rejected: pd.DataFrame) -> dict[str, list[np.ndarray]]:
         for image in rejected.loc[rejected["reason"] == reason, "image"].drop_duplicates().head(EXAMPLES):
             try:
                 picture = pixels.load(image)
-            except (ValueError, OSError):
+            except pixels.ImageError:
                 continue
-            scale = 96 / max(picture.shape[:2])
-            shown.append(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+            height, width = picture.shape[:2]
+            scale = 96 / max(height, width)
+            size = (max(1, round(scale * width)), max(1, round(scale * height)))  # a thin strip keeps a pixel
+            shown.append(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
         if shown:
             found[reason] = shown
     return found

@@ -24,7 +24,7 @@ from fer_ray import config, options, storage
 from fer_ray.config import DataConfig, SourceConfig, TableConfig
 from fer_ray.data import manifest, pixels, prepare, prepared_set, sources
 from fer_ray.model import checkpoints, metrics
-from fer_ray.report import figures, pages, prepared_page
+from fer_ray.report import data_figures, figures, pages, prepared_page
 from fer_ray.train import tracking
 
 REPO = Path(__file__).parents[2]
@@ -189,7 +189,7 @@ def test_pages_show_names_and_do_not_run_them():
     card = dict.fromkeys(("intended_use", "limits", "provenance", "licence"), EVIL)
     counts = {EVIL: {"train": {"anger": 1}}}
     group = {"value": EVIL, "balanced_accuracy": 0.5, "balanced_accuracy_ci95": None, "accuracy": 0.5, "images": 1,
-             "people": 1, "small": True}
+             "people": 1, "small": True, "chance": 0.5, "no_interval": "few"}
     result = {"name": EVIL, "created": "now", "command": EVIL, "split": "subject", "leaks": {"subject": 0},
               "leak_examples": [{"kind": EVIL, "splits": EVIL, "images": 1, "example_a": EVIL, "example_b": EVIL}],
               "remarks": [EVIL], "conflicts": 0, "near_duplicates": 0, "metrics": scores,
@@ -203,11 +203,11 @@ def test_pages_show_names_and_do_not_run_them():
     page = pages.render(result, shown, pages.draw(result, shown))
     index = pd.DataFrame({"subject": [EVIL], "face_found": [True]})
     prepared = pages.render_prepared(EVIL, result | {"folds": 0, "config": {"faces": {"detector": EVIL}}}, index,
-                                      result["leak_examples"], dict.fromkeys(PICTURES))
+                                      result["leak_examples"], 0, dict.fromkeys(PICTURES))
     for shown in (page, prepared):
         assert "<script" not in shown and "&lt;script&gt;alert(1)" in shown and "{{7*7}}" in shown
     sheet = {"fear": [{"crop": np.zeros((9, 9), np.uint8), "title": EVIL}]}
-    assert figures.png(figures.sheet_figure(sheet["fear"])) and figures.png(figures.bars_figure(counts))
+    assert figures.png(data_figures.sheet_figure(sheet["fear"])) and figures.png(data_figures.bars_figure(counts))
 
 
 def test_names_from_folders_reach_the_terminal_without_control_characters(tmp_path, capsys):

@@ -1,0 +1,112 @@
+"""Figures of a prepared set: its faces, what each class has, what is alike, what was left out (matplotlib)."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+
+from fer_ray.data.manifest import EXPRESSIONS
+from fer_ray.report.figures import BLUE, GREY, ORANGE, SPLITS, tiles
+
+
+def crops_figure(montage: list[dict]):
+    """One row of crops for each class. `montage`: of `prepared_page.montage`."""
+    from matplotlib.figure import Figure
+
+    names = [e for e in EXPRESSIONS if any(m["expression"] == e for m in montage)]
+    rows = [[m["crop"][::2, ::2] for m in montage if m["expression"] == e] for e in names]
+    figure = Figure(figsize=(0.95 * max(map(len, rows)) + 1.2, 0.95 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    side = tiles(axis, rows)
+    axis.set_yticks(np.arange(len(rows)) * side + side / 2, names)
+    axis.tick_params(left=False)
+    return figure
+
+
+def row_figure(images: list[np.ndarray]):
+    """Images side by side: uint8 [S, S(, 3)] each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.1 * len(images), 1.2), layout="constrained")
+    tiles(figure.subplots(), [images])
+    return figure
+
+
+def bars_figure(counts: dict):
+    """Images by class: an axis for each data set, coloured by split. `counts`: data set -> split -> class -> number."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axis, (name, by_split) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
+        left = np.zeros(len(EXPRESSIONS))
+        for split, colour in zip(SPLITS, (GREY, ORANGE, BLUE), strict=True):
+            numbers = np.array([by_split.get(split, {}).get(e, 0) for e in EXPRESSIONS])
+            axis.barh(EXPRESSIONS, numbers, left=left, color=colour, label=split)
+            left += numbers
+        axis.invert_yaxis()
+        axis.set(title=name, xlabel="images")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def sizes_figure(index):
+    """How large the images and the faces in them are, in px. `index`: of a prepared set (pandas)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    whole, face = figure.subplots(1, 2)
+    whole.hist(np.maximum(index["width"], index["height"]), bins=30, color=GREY)
+    whole.set(xlabel="longer side of the image (px)", ylabel="images")
+    found = index[index["face_found"]]
+    if len(found):
+        face.hist([max(width, height) for _, _, width, height in found["box"]], bins=30, color=BLUE)
+    face.set(xlabel="side of the face found (px)")
+    return figure
+
+
+def pairs_figure(pairs: list[list[tuple[np.ndarray, str]]]):
+    """Pairs of pictures, one above the other, each with its title."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 * max(4, len(pairs)), 3.6), layout="constrained")
+    axes = figure.subplots(2, max(4, len(pairs)), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for column, pair in zip(axes.T, pairs, strict=False):
+        for axis, (picture, title) in zip(column, pair, strict=True):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            axis.set_title(title, fontsize=7)
+    return figure
+
+
+def examples_figure(examples: dict[str, list[np.ndarray]]):
+    """A row of pictures for each reason. `examples`: uint8 pictures by reason."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, examples.values()))
+    figure = Figure(figsize=(1.1 * columns + 3, 1.2 * len(examples)), layout="constrained")
+    for row, (reason, pictures) in zip(figure.subplots(len(examples), columns, squeeze=False), examples.items(),
+                                       strict=True):
+        for axis, picture in zip(row, pictures, strict=False):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        for axis in row:
+            axis.set_xticks([]), axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        row[0].set_ylabel(textwrap.fill(reason, 28), rotation=0, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def sheet_figure(shown: list[dict]):
+    """A contact sheet: crops with their titles. `shown`: of `prepared_page.contact_sheets`, one class."""
+    from matplotlib.figure import Figure
+
+    columns = 8
+    figure = Figure(figsize=(1.3 * columns, 1.65 * -(-len(shown) // columns)), layout="constrained")
+    axes = figure.subplots(-(-len(shown) // columns), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, one in zip(axes.flat, shown, strict=False):
+        axis.imshow(one["crop"], cmap="gray", vmin=0, vmax=255)
+        axis.set_title(textwrap.fill(one["title"], 22), fontsize=6)
+    return figure
