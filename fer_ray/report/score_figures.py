@@ -48,8 +48,7 @@ def recall_figure(scores: dict):
             intervals = True
         axis.text(1.02, i, f"{c['recall']:.2f}  of {c['support']}", va="center", fontsize=9)
     axis.set_yticks(range(len(EXPRESSIONS)), EXPRESSIONS)
-    axis.invert_yaxis()
-    axis.set(xlim=(0, 1), xlabel="recall" + INTERVAL * intervals)
+    axis.set(xlim=(0, 1), ylim=(len(EXPRESSIONS) - 0.5, -0.5), xlabel="recall" + INTERVAL * intervals)
     return figure
 
 
@@ -141,7 +140,7 @@ def runs_figure(rows: list[dict]):
     for i, row in enumerate(rows):
         colour = ORANGE if row["leaking"] else BLUE
         axis.plot(row["chance"], i, "|", color=GREY, ms=14, mew=2)
-        axis.plot(row["balanced_accuracy"], i, "o", color=colour)
+        axis.plot(row["balanced_accuracy"], i, "o", color=colour, clip_on=False)
         if row["balanced_accuracy_ci95"]:
             axis.plot(row["balanced_accuracy_ci95"], [i, i], color=colour)
         axis.text(1.02, i, f"{row['balanced_accuracy']:.3f}", va="center", fontsize=9)

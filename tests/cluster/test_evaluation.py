@@ -11,9 +11,9 @@ from cluster.conftest import command, environment
 from fer_ray.data.sample import write_sample
 
 OPTIONS = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}]', "--evaluate.also",
-           '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "timm:test_resnet",
-           "--train.weights", "none", "--train.epochs", "1", "--train.batch_size", "16", "--protocol.repeats", "3",
-           "--name", "tiny"]
+           '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "efficientnet_lite0",
+           "--train.layers", "head", "--train.lr", "0.05", "--train.epochs", "8", "--train.batch_size", "16",
+           "--protocol.repeats", "3", "--name", "tiny"]
 PAGES = ["runs/tiny-fold0/report.html", "crossval/tiny/crossval.html", "labels/tiny/labels.html",
          "prepared/tiny/prepare.html"]
 
