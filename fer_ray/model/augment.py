@@ -1,97 +1,118 @@
-"""The train and the evaluation transform: the only home of both.
+"""The transforms of images for training and for evaluation: the only place where either is defined.
 
-Random per image and reproducible from (seed, epoch, row id), so the pixels are equal wherever they are made: on CPUs
-bit for bit, on a GPU, which takes whole batches, but for rounding.
+The train transform is random for each image and reproducible from (seed, epoch, row id), so that an image gives the
+same pixels wherever they are made: bit for bit on CPUs, and but for rounding on a GPU, which transforms whole batches.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
+
+# The paper's augmentation: a random crop of 224 x 224 px, flips, rotations of up to one degree, some images in grey.
 CROP = 224
 DEGREES = 1.0
 FLIP_P = 0.5
 GRAY_P = 0.1
+# ImageNet's mean and standard deviation of red, green and blue in 0..1, with which the backbones were pre-trained.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def to_rgb(crop: np.ndarray) -> np.ndarray:
-    """uint8 HxW or HxWx3 -> uint8 HxWx3."""
+    """uint8 [H, W] or [H, W, 3] -> uint8 [H, W, 3]."""
     return crop if crop.ndim == 3 else np.repeat(crop[..., None], 3, axis=2)
 
 
 def draws(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
-    """What the train transform of these row ids draws: float64 [N, 5] in [0, 1). Each row's numbers are a pure function
-    of (seed, epoch, row), its place in one stream."""
-    stream = np.random.default_rng((seed, epoch, 1))  # not that of the order, (seed, epoch)
+    """Random numbers of the train transform, float64 [N, 5] in [0, 1), for row ids int64 [N].
+
+    The columns decide on the crop's left and top edge, the flip, the loss of colours and the angle. A row's numbers
+    are a function of (seed, epoch, row id) alone: they stand at the row's position in one stream of the epoch. So
+    neither the other rows of a batch nor the number of workers change them.
+    """
+    stream = np.random.default_rng((seed, epoch, 1))  # (seed, epoch) without the 1 is the stream of the images' order
     return stream.random((int(rows.max(initial=-1)) + 1, 5))[rows]
 
 
 def affine(drawn: np.ndarray, side: int) -> np.ndarray:
-    """Maps from pixels (x, y, 1) of the output to those of square crops with this side: float64 [N, 2, 3]."""
+    """Maps from pixels (x, y, 1) of the output to pixels (x, y) of the crop, float64 [N, 2, 3].
+
+    They go backwards, since both OpenCV and torch ask for each output pixel where it comes from.
+
+    Args:
+        drawn: random numbers of `draws`, [N, 5].
+        side: of the square crops, in px, at least 224.
+    """
     left, top = np.floor(drawn[:, :2].T * (side - CROP + 1))
     mirrored = np.where(drawn[:, 2] < FLIP_P, -1.0, 1.0)
     angle = np.deg2rad((2 * drawn[:, 4] - 1) * DEGREES)
-    # rotate (and mirror) about the output's centre, then shift to where it was cut
-    c, cos, sin = (CROP - 1) / 2, np.cos(angle), np.sin(angle)
-    x, y = np.stack([cos * mirrored, -sin], 1), np.stack([sin * mirrored, cos], 1)
-    return np.stack([np.column_stack([x, left + c - c * x.sum(1)]), np.column_stack([y, top + c - c * y.sum(1)])], 1)
+    # Rotate and perhaps mirror about the output's centre, then shift to where the output was cut from the crop.
+    centre, cos, sin = (CROP - 1) / 2, np.cos(angle), np.sin(angle)
+    x_from, y_from = np.stack([cos * mirrored, -sin], 1), np.stack([sin * mirrored, cos], 1)
+    x_shift = left + centre - centre * x_from.sum(1)
+    y_shift = top + centre - centre * y_from.sum(1)
+    return np.stack([np.column_stack([x_from, x_shift]), np.column_stack([y_from, y_shift])], 1)
 
 
 def is_gray(drawn: np.ndarray) -> np.ndarray:
-    """Whether colours are taken away, bool [N]."""
+    """Which images lose their colours, bool [N], for random numbers of `draws`, [N, 5]."""
     return drawn[:, 3] < GRAY_P
 
 
 def train_transform(crops: list[np.ndarray], drawn: np.ndarray) -> np.ndarray:
     """Random 224 crop, flip p = 0.5, rotation uniform in ±1°, grayscale p = 0.1 (paper, data augmentation).
 
-    One affine map does crop, flip and rotation in a single pass over the pixels.
+    One affine map does crop, flip and rotation together: pixels are interpolated once, and read once.
 
     Args:
         crops: N of one side, uint8 [S, S] or [S, S, 3], S >= 224.
-        drawn: of `draws`, a row for each.
+        drawn: random numbers of `draws`, [N, 5].
 
     Returns: uint8 [N, 224, 224, 3].
     """
-    out = np.empty((len(crops), CROP, CROP, 3), np.uint8)
-    for to, crop, m, gray in zip(out, crops, affine(drawn, crops[0].shape[0]), is_gray(drawn), strict=True):
-        seen = cv2.warpAffine(crop, m, (CROP, CROP), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                              borderMode=cv2.BORDER_REFLECT_101)
-        if gray and seen.ndim == 3:
-            seen = cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY)
-        to[...] = to_rgb(seen)
-    return out
+    images = np.empty((len(crops), CROP, CROP, 3), np.uint8)
+    maps = affine(drawn, crops[0].shape[0])
+    for image, crop, crop_map, gray in zip(images, crops, maps, is_gray(drawn), strict=True):
+        warped = cv2.warpAffine(crop, crop_map, (CROP, CROP), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                                borderMode=cv2.BORDER_REFLECT_101)
+        if gray and warped.ndim == 3:
+            warped = cv2.cvtColor(warped, cv2.COLOR_RGB2GRAY)
+        image[...] = to_rgb(warped)
+    return images
 
 
 def eval_transform(crop: np.ndarray) -> np.ndarray:
-    """Centre crop. uint8 [S, S(, 3)] -> uint8 [224, 224, 3]."""
-    o = (crop.shape[0] - CROP) // 2
-    return to_rgb(crop[o : o + CROP, o : o + CROP])
+    """Centre crop, uint8 [S, S] or [S, S, 3] with S >= 224 -> uint8 [224, 224, 3]."""
+    first = (crop.shape[0] - CROP) // 2
+    return to_rgb(crop[first : first + CROP, first : first + CROP])
 
 
-def to_tensor(images: np.ndarray, device="cpu"):
-    """uint8 [N, 224, 224, 3] images to one normalised float32 tensor [N, 3, 224, 224].
+def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """uint8 [N, 224, 224, 3] images -> normalised float32 tensor [N, 3, 224, 224] on `device`.
 
-    Shipped as uint8 and normalised on the device as one batch operation: a quarter of the bytes.
+    They travel to the device as uint8, a quarter of the bytes, and are normalised there as one batch.
     """
     import torch
 
     batch = torch.from_numpy(images)
     if str(device) != "cpu":
         batch = batch.pin_memory().to(device, non_blocking=True)
-    return _normalised(batch.float())
+    return _normalise(batch.float())
 
 
-def train_tensor(crops, drawn: np.ndarray):
-    """`train_transform` and `to_tensor` at once, where the crops lie: pixels differ by less than rounding to 1/32 px
-    and to whole grey levels does.
+def train_tensor(crops: torch.Tensor, drawn: np.ndarray) -> torch.Tensor:
+    """`train_transform` and `to_tensor` of uint8 crops [N, S, S, 3], on the device where they lie.
 
-    Args:
-        crops: uint8 tensor [N, S, S, 3].
-        drawn: of `draws`, a row for each.
+    Pixels differ from those of `train_transform` by rounding alone: OpenCV rounds positions to 1/32 px and results to
+    whole grey levels, which torch does not.
+
+    `drawn`: random numbers of `draws`, [N, 5]. Returns: normalised float32 [N, 3, 224, 224].
     """
     import torch
     import torch.nn.functional as F
@@ -100,24 +121,28 @@ def train_tensor(crops, drawn: np.ndarray):
     maps = torch.from_numpy(affine(drawn, side).astype(np.float32)).to(crops.device)[:, None, None]
     x = torch.arange(CROP, device=crops.device, dtype=torch.float32)[:, None]
     y = x[:, None]
-    grid = (maps[..., 0] * x + maps[..., 1] * y + maps[..., 2]) * (2 / (side - 1)) - 1  # [N, 224, 224, 2] in -1..1
-    seen = F.grid_sample(crops.permute(0, 3, 1, 2).float(), grid, "bilinear", "reflection", align_corners=True)
-    luma = (seen * seen.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    seen = torch.where(torch.from_numpy(is_gray(drawn)).to(crops.device).view(-1, 1, 1, 1), luma, seen)
-    return _normalised(seen.permute(0, 2, 3, 1).contiguous())
+    positions = maps[..., 0] * x + maps[..., 1] * y + maps[..., 2]  # [N, 224, 224, 2] in px of the crop
+    grid = positions * (2 / (side - 1)) - 1  # grid_sample takes -1 for the first pixel and 1 for the last
+    warped = F.grid_sample(crops.permute(0, 3, 1, 2).float(), grid, "bilinear", "reflection", align_corners=True)
+    # OpenCV's weights of red, green and blue in grey (ITU-R BT.601)
+    luma = (warped * warped.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    gray = torch.from_numpy(is_gray(drawn)).to(crops.device).view(-1, 1, 1, 1)
+    return _normalise(torch.where(gray, luma, warped).permute(0, 2, 3, 1).contiguous())
 
 
-def eval_tensor(crops):
-    """`eval_transform` and `to_tensor` of a uint8 tensor [N, S, S, 3], where it lies."""
-    o = (crops.shape[1] - CROP) // 2
-    return _normalised(crops[:, o : o + CROP, o : o + CROP].float().contiguous())
+def eval_tensor(crops: torch.Tensor) -> torch.Tensor:
+    """`eval_transform` and `to_tensor` of uint8 crops [N, S, S, 3], on the device where they lie."""
+    first = (crops.shape[1] - CROP) // 2
+    return _normalise(crops[:, first : first + CROP, first : first + CROP].float().contiguous())
 
 
-def _normalised(batch):
-    """float32 [N, 224, 224, 3] in 0..255, overwritten -> [N, 3, 224, 224]."""
+def _normalise(batch: torch.Tensor) -> torch.Tensor:
+    """float32 [N, 224, 224, 3] in 0..255, which is overwritten -> normalised [N, 3, 224, 224].
+
+    The result stays channels-last in memory, the format in which convolutions are fastest on CPUs and tensor cores.
+    """
     import torch
 
-    # a value for each pixel: three that are repeated on the fly take three times as long
-    mean, std = (torch.from_numpy(v * 255).to(batch.device).repeat(CROP * CROP) for v in (MEAN, STD))
-    # stays channels-last in memory, which convolutions on CPU and tensor cores prefer
+    # A mean and a deviation for each pixel: broadcasting the three values of a pixel takes three times as long.
+    mean, std = (torch.from_numpy(values * 255).to(batch.device).repeat(CROP * CROP) for values in (MEAN, STD))
     return batch.flatten(1).sub_(mean).div_(std).view(batch.shape).permute(0, 3, 1, 2)
