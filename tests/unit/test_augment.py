@@ -1,0 +1,50 @@
+"""The transforms of images: what they do and how often, the same for the same seed, epoch and row."""
+
+import numpy as np
+import pytest
+
+from fer_ray.model import augment
+
+CROP = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+
+
+def transformed(crop: np.ndarray, seed: int, epoch: int, rows) -> np.ndarray:
+    rows = np.array(rows)
+    return augment.train_transform([crop] * len(rows), augment.draws(seed, epoch, rows))
+
+
+def test_same_seed_epoch_and_row_give_the_same_pixels_and_others_do_not():
+    first = transformed(CROP, 1, 2, [3])
+    assert first.shape == (1, 224, 224, 3) and first.dtype == np.uint8
+    assert (first == transformed(CROP, 1, 2, [70, 3, 5])[1]).all()
+    for seed, epoch, row in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
+        assert (first != transformed(CROP, seed, epoch, [row])).any()
+
+
+def test_flip_and_grayscale_happen_as_often_as_the_paper_says():
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None], 256, 0)[..., None] * np.array([1, 0, 0], np.uint8)
+    made = transformed(ramp, 0, 0, range(800))
+    gray = [m[..., 0].mean() == m[..., 2].mean() for m in made]
+    flipped = [m[112, 0].max() > m[112, -1].max() for m in made]
+    assert np.mean(gray) == pytest.approx(0.1, abs=0.04)
+    assert np.mean(flipped) == pytest.approx(0.5, abs=0.06)
+
+
+def test_crop_and_rotation_are_as_far_as_the_paper_says():
+    columns = np.repeat(np.arange(256, dtype=np.uint8)[None], 256, 0)
+    made = transformed(columns, 0, 0, range(400))[..., 0].astype(int)
+    where = np.minimum(made[:, 112, 112], 255 - made[:, 112, 112])  # 112 + left, or mirrored
+    tilt = np.rad2deg(np.arctan((made[:, 212, 112] - made[:, 12, 112]) / 200))
+    assert where.min() >= 111 and where.max() <= 144 and len(np.unique(made[:, 112, 112])) > 25
+    assert np.abs(tilt).max() <= 1.3 and np.abs(tilt).max() > 0.7 and abs(tilt.mean()) < 0.15
+
+
+def test_grey_crops_become_three_channels_and_evaluation_takes_the_centre():
+    out = augment.eval_transform(CROP[..., 0])
+    assert out.shape == (224, 224, 3) and (out[..., 1] == CROP[16:240, 16:240, 0]).all()
+
+
+def test_tensor_is_normalised_as_imagenet():
+    tensor = augment.to_tensor(np.full((1, 224, 224, 3), 255, np.uint8))
+    assert tensor.shape == (1, 3, 224, 224)
+    assert tensor[0, :, 0, 0].numpy() == pytest.approx((1 - augment.MEAN) / augment.STD, abs=1e-5)
