@@ -216,6 +216,7 @@ def _contradictions(config: Config) -> list[str]:
         (set(config.evaluate.groups) - groups,
          f"evaluate.groups: unknown columns {shown(sorted(set(config.evaluate.groups) - groups))}; known: "
          f"{', '.join(sorted(groups))} (more by data.table.group_columns)"),
+        (not config.compare.backbones, "compare.backbones: [] must name at least one network"),
         (config.retrain and not config.labels, "retrain: needs --labels"),
         (ckplus.neutral_below > ckplus.expression_above,
          f"data.ckplus.neutral_below: {ckplus.neutral_below:g} must not exceed data.ckplus.expression_above "

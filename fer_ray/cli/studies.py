@@ -9,7 +9,7 @@ import sys
 
 from fer_ray import storage
 from fer_ray.cli import connection, stages
-from fer_ray.config import Config
+from fer_ray.config import Config, ConfigError
 from fer_ray.data import prepare, prepared_set
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.evaluate import comparison, labels, protocols, results
@@ -103,6 +103,9 @@ def retrain_without(config: Config, prepared: str, suspects: set[str], before) -
 def run_crossdata(config: Config) -> str:
     """A network for each source, tested on all others; URI of the matrix."""
     sources = {s.name or s.kind: dataclasses.replace(s, name=s.name or s.kind) for s in config.data.sources}
+    if len(sources) < max(2, len(config.data.sources)):
+        raise ConfigError("data.sources: two or more data sets are needed, each with a name or kind of its own: "
+                          "--data.sources '[{kind: ckplus, root: CK+}, {kind: jaffe, root: jaffe}]'")
     runs = {name: dataclasses.replace(config, name=f"{config.name}-{name}", prepared="",
                                       data=dataclasses.replace(config.data, sources=[source]))
             for name, source in sources.items()}
