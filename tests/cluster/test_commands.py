@@ -1,0 +1,101 @@
+"""The commands of README.md and docs/ as they are written there, in a fresh copy of the repository.
+
+Sizes are made small by FER_RAY_OPTIONS; paths, names and the storage are those of the documents and the defaults. Later
+commands find what earlier ones made. tests/unit/test_documents.py checks the commands that need a cloud.
+"""
+
+import csv
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import documented
+import numpy as np
+import pytest
+from cluster.conftest import environment, ray_on
+
+from fer_ray.data import sample
+from fer_ray.data.manifest import EXPRESSIONS
+
+SMALL = ("--train.backbone timm:test_resnet --train.weights none --train.epochs 1 --train.batch_size 16 --train.lr 0.01 "
+         "--train.schedule constant --compare.backbones [timm:test_resnet,timm:test_vit] --protocol.repeats 3 "
+         "--tune.num_trials 2 --tune.max_epochs 1 --data.sample.subjects 3 --evaluate.floor false --split.folds 0")
+# What the text around a command says that it needs beside what stands in it.
+MORE = {"python jobs/audit.py --labels": "--data.root faces"}
+COMMANDS = [c for c in documented.commands() if documented.treatment(c.text)[0] in ("run", "help")]
+VARIABLES = {"ACCOUNT_ID": "123456789012", "REGION": "eu-central-1", "BUCKET": "my-bucket", "PREFIX": "fer",
+             "AMI_ID": "ami-0123456789abcdef0", "SECURITY_GROUP_ID": "sg-0123456789abcdef0",
+             "SSH_CIDR": "198.51.100.7/32"}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory, sample_of):
+    """A folder with what git knows of this repository, set up, and with the data that the placeholders name."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=documented.REPO,
+                            check=True, capture_output=True, text=True).stdout.splitlines()
+    for name in listed:
+        if (documented.REPO / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((documented.REPO / name).read_bytes())
+    (folder / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        if part.name != ".fer_ray_setup":
+            (folder / ".venv" / part.name).symlink_to(part)
+    pins = [(folder / name).read_bytes() for name in ("pyproject.toml", "constraints.txt", "constraints-dev.txt")]
+    (folder / ".venv/.fer_ray_setup").write_text(hashlib.sha256(b"".join(pins)).hexdigest())
+    sample_of(folder / "faces", people=3)
+    draw_photographs(folder / "photographs")
+    shell = environment() | VARIABLES | {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "FER_DATA": "faces"}
+    return SimpleNamespace(folder=folder, shell=shell)
+
+
+def draw_photographs(folder: Path) -> None:
+    """A table and photographs with the columns and names of the set that facial_expressions.yaml is for."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "images").mkdir()
+    noise = np.random.default_rng(0)
+    with open(folder / "data/legend.csv", "w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["user.id", "image", "emotion"])
+        for person in range(6):
+            for number, expression in enumerate(EXPRESSIONS):
+                name = f"Ann{'ABCDEF'[person]}_Lee_{number:04}.jpg"
+                face = sample.render_face(np.random.default_rng(person), expression, 1.0, noise, (320, 320), 110)
+                cv2.imwrite(str(folder / "images" / name), face)
+                table.writerow(["628", name, expression.upper()])
+
+
+@pytest.mark.parametrize("command", [pytest.param(c, id=f"{c.file}: {c.text[:90]}") for c in COMMANDS])
+def test_it_runs_as_it_is_written(command, clone):
+    text = documented.fill_in(command.text)
+    kind, _ = documented.treatment(command.text)
+    if kind == "help" or "--help" in text or "jobs/" not in text or "quickstart.sh" in text:
+        return run(text + " --help" * (kind == "help"), command, clone)
+    import ray
+
+    with ray_on(2):
+        address = ray.get_runtime_context().gcs_address
+        run(text.replace("RAY_ADDRESS=auto ", ""), command, clone, RAY_ADDRESS=address)
+
+
+def run(text: str, command: documented.Command, clone: SimpleNamespace, **shell: str) -> None:
+    """Run it in the copy. Where it says that it has a result, that must be there."""
+    small = f"{SMALL} {MORE.get(command.text, '')}"
+    done = subprocess.run(["bash", "-c", text], cwd=clone.folder, capture_output=True, text=True, timeout=200,
+                          env=clone.shell | shell | {"FER_RAY_OPTIONS": small})
+    assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+    result = re.findall(r"^result: (.+)$", done.stdout, re.M)
+    assert "jobs/" not in text or "--help" in text or len(result) == 1, done.stdout
+    assert all((clone.folder / path).exists() for path in result), result
+
+
+def test_nothing_was_written_elsewhere(clone):
+    made = {path.name for path in clone.folder.iterdir()} - {name.split("/")[0] for name in os.listdir(documented.REPO)}
+    assert made <= {"faces", "photographs", "drawn", "models", "results", "fer_ray_output", "sample_data",
+                    "sample_data_small"}, made
