@@ -145,14 +145,14 @@ def faulty(upstream: int, share: float = 0.1, seed: int = 0, faults: tuple[str, 
             with contextlib.suppress(OSError, ValueError):
                 super().finish()
 
-        def log_message(self, *_) -> None:
+        def log_message(self, format, *args) -> None:
             pass
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         request_queue_size = 128
 
-        def handle_error(self, *_) -> None:  # a client that gave up
+        def handle_error(self, request, client_address) -> None:  # a client that gave up
             pass
 
     proxy = Server(("127.0.0.1", 0), Proxy)

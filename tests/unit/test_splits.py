@@ -169,7 +169,7 @@ def picture(seed: int, side: int = 256) -> np.ndarray:
     return cv2.normalize(smooth, None, 30, 200, cv2.NORM_MINMAX).astype(np.uint8)
 
 
-def reencoded(image: np.ndarray) -> np.ndarray:
+def reencoded(image: np.ndarray):
     return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 50])[1], cv2.IMREAD_GRAYSCALE)
 
 
