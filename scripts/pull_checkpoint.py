@@ -70,7 +70,7 @@ def pull(root: str, name: str, to: str) -> None:
             bar.refresh()
         registry.fetch(checkpoint, folder, show)
     description = checkpoints.describe(folder)
-    score, run = description["metrics"]["val_balanced_accuracy"], description["config"].get("name", name)
+    score, run = description["metrics"]["val_balanced_accuracy"], description["config"]["name"]
     print(f"{folder}: {description['backbone']}, validation balanced accuracy {score:.3f} after epoch "
           f"{description['progress']['epoch']}, sha256 verified")
     print(f"use it: python jobs/evaluate.py --storage {shlex.quote(root)} --name {shlex.quote(run)} "

@@ -30,6 +30,7 @@ FILES = ("model.safetensors", "train_state.pt", "model.json")
 # What every `model.json` holds, and what it must say for the code to use the weights as they were trained.
 KEYS: dict[str, type] = {"backbone": str, "sha256": str, "train_state_sha256": str, "progress": dict,
                          "at_end_of_epoch": bool, "metrics": dict, "config": dict}
+CONFIG_KEYS: dict[str, type] = {"name": str, "data": dict, "faces": dict, "train": dict}  # of those that readers use
 INPUT = {"classes": list(EXPRESSIONS), "input_size": augment.CROP, "mean": augment.MEAN.tolist(),
          "std": augment.STD.tolist()}
 REMEDY = "jobs/train.py with the same options goes on from the last checkpoint that is whole"
@@ -228,6 +229,8 @@ def _read_description(uri: str) -> dict:
         numbers.append(description["metrics"].get("val_balanced_accuracy"))
     if not all(isinstance(number, int | float) for number in numbers):
         raise CheckpointError(f"{uri}: not a checkpoint ({file}: progress or metrics lack a number); {REMEDY}")
+    if not all(isinstance(description["config"].get(key), kind) for key, kind in CONFIG_KEYS.items()):
+        raise CheckpointError(f"{uri}: not a checkpoint ({file}: config is not whole); {REMEDY}")
     return description
 
 

@@ -12,19 +12,24 @@ import torch
 
 import fer_ray.s3
 from fer_ray import storage
+from fer_ray.config import Config, to_dict
 from fer_ray.model import backbones, checkpoints
 from fer_ray.model.checkpoints import CheckpointError
 
 TINY = "timm:test_resnet"
 
 
-def save(folder, epoch: int = 1, at_end: bool = True, **description) -> torch.nn.Module:
+DESCRIPTION = {"metrics": {"val_balanced_accuracy": 0.5}, "at_end_of_epoch": True, "config": to_dict(Config()),
+               "progress": {"epoch": 1, "step": 0}}
+
+
+def save(folder, epoch: int = 1, at_end: bool = True) -> torch.nn.Module:
     """A checkpoint whose validation score grows with the epoch."""
     torch.manual_seed(epoch)
     model = backbones.build(TINY).eval()
     checkpoints.save(str(folder), TINY, model, {"optimizer": {}, "progress": {"epoch": epoch}},
-                     {"metrics": {"val_balanced_accuracy": 0.1 * epoch} if at_end else {}, "config": {},
-                      "at_end_of_epoch": at_end, "progress": {"epoch": epoch, "step": 0}} | description)
+                     DESCRIPTION | {"metrics": {"val_balanced_accuracy": 0.1 * epoch} if at_end else {},
+                                    "at_end_of_epoch": at_end, "progress": {"epoch": epoch, "step": 0}})
     return model
 
 
@@ -81,10 +86,11 @@ def test_a_description_that_is_not_whole_is_passed_over_and_named(run, content):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("values", [{"progress": {}}, {"metrics": {}}, {"metrics": {"val_balanced_accuracy": "high"}}])
-def test_a_description_without_its_numbers_is_damaged(run, values):
+@pytest.mark.parametrize("values", [{"progress": {}}, {"metrics": {}}, {"metrics": {"val_balanced_accuracy": "high"}},
+                                    {"config": {}}])
+def test_a_description_without_its_numbers_or_options_is_damaged(run, values):
     edit(run / "checkpoint_7", **values)
-    with pytest.raises(CheckpointError, match="checkpoint_7.*progress or metrics lack a number"):
+    with pytest.raises(CheckpointError, match="checkpoint_7.*(progress or metrics lack a number|config is not whole)"):
         checkpoints.describe(str(run / "checkpoint_7"))
 
 
@@ -142,8 +148,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
     model = backbones.build(TINY)
     with torch.no_grad():
         backbones.head(model, TINY).bias[3] = value
-    checkpoints.save(str(tmp_path), TINY, model, {}, {"metrics": {"val_balanced_accuracy": 0.5}, "config": {},
-                                                      "at_end_of_epoch": True, "progress": {"epoch": 1, "step": 0}})
+    checkpoints.save(str(tmp_path), TINY, model, {}, DESCRIPTION)
     with pytest.raises(CheckpointError, match="model.safetensors: 1 of .* hold NaN .* the first is 'fc.bias'"):
         checkpoints.load_model(str(tmp_path))
 

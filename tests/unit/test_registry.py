@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fer_ray import storage
+from fer_ray.config import Config, DataConfig, to_dict
 from fer_ray.model import checkpoints, registry
 
 SCRIPT = Path(__file__).parents[2] / "scripts/pull_checkpoint.py"
@@ -20,7 +21,7 @@ def root(tmp_path):
     """A storage with one best checkpoint of about 20 MB and one run that is not finished."""
     folder = tmp_path / "store/runs/one/checkpoint_a"
     folder.mkdir(parents=True)
-    config = {"name": "one", "train": {"backbone": "resnet18"}, "data": {"kind": "folder", "root": "/d", "sources": []}}
+    config = to_dict(Config(name="one", data=DataConfig("folder", "/d")))
     checkpoints.save(str(folder), "resnet18", torch.nn.Linear(5000, 1000), {"progress": {}},
                      {"config": config, "metrics": {"val_balanced_accuracy": 0.5, "epoch": 2}, "at_end_of_epoch": True,
                       "progress": {"epoch": 3, "step": 0}})
@@ -70,7 +71,7 @@ def test_a_damaged_run_is_listed(root, file, content, problem):
 def test_an_edited_description_is_listed_as_damaged(root):
     file = Path(root, "runs/one/checkpoint_a/model.json")
     description = json.loads(file.read_text())
-    for values, problem in (({"mean": [0, 0, 0]}, "mean is"), ({"config": {}}, "config names no data sets"),
+    for values, problem in (({"mean": [0, 0, 0]}, "mean is"), ({"config": {}}, "config is not whole"),
                             ({"backbone": "x"}, "unknown backbone 'x'")):
         file.write_text(json.dumps(description | values))
         assert entries(root)["one"]["state"] == "damaged" and problem in entries(root)["one"]["problem"]

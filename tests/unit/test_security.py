@@ -239,8 +239,9 @@ class Payload:
 
 def test_a_checkpoint_that_is_a_pickle_is_refused_and_does_not_run(tmp_path):
     ran = tmp_path / "ran"
-    checkpoints.save(str(tmp_path), "resnet18", torch.nn.Linear(1, 1), {}, {
-        "progress": {"epoch": 0, "step": 0}, "at_end_of_epoch": False, "metrics": {}, "config": {}})
+    described = {"progress": {"epoch": 0, "step": 0}, "at_end_of_epoch": False, "metrics": {},
+                 "config": config.to_dict(config.Config())}
+    checkpoints.save(str(tmp_path), "resnet18", torch.nn.Linear(1, 1), {}, described)
     description = json.loads((tmp_path / "model.json").read_text())
     sink = io.BytesIO()
     torch.save({"progress": Payload(ran)}, sink)

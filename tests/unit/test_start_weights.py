@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from fer_ray import storage
-from fer_ray.config import ConfigError, TrainConfig
+from fer_ray.config import Config, ConfigError, TrainConfig, to_dict
 from fer_ray.model import backbones, checkpoints, start_weights
 from fer_ray.model.start_weights import WeightsError
 
 TINY = "timm:test_resnet"
-DESCRIPTION = {"progress": {"epoch": 1, "step": 0}, "at_end_of_epoch": True, "config": {},
+DESCRIPTION = {"progress": {"epoch": 1, "step": 0}, "at_end_of_epoch": True, "config": to_dict(Config()),
                "metrics": {"val_balanced_accuracy": 0.5}}
 
 
