@@ -33,20 +33,19 @@ def calibrate(val: np.ndarray, val_labels: np.ndarray, val_subjects: list[str | 
         `ece`, `log_loss` and the `bins` of `metrics.reliability`.
     """
     people = metrics.num_people(val_subjects)
-    validation = {"images": len(val_labels), "people": people, "log_loss": None, "scaled_log_loss": None}
-    temperature, reason = 1.0, too_few(len(val_labels), people)
-    if len(val_labels):
-        validation["log_loss"] = metrics.log_loss(val, val_labels)
-    if reason is None:
+    temperature, reason, after = 1.0, too_few(len(val_labels), people), None
+    before = metrics.log_loss(val, val_labels) if len(val_labels) else None
+    if reason is None and before is not None:
         fitted = fit_temperature(val, val_labels)
-        validation["scaled_log_loss"] = held_out_log_loss(val, val_labels, val_subjects)
+        after = held_out_log_loss(val, val_labels, val_subjects)
         if fitted is None:
             reason = f"no temperature between {LOWEST:g} and {HIGHEST:g} has the least log loss on validation"
-        elif validation["scaled_log_loss"] >= validation["log_loss"]:
+        elif after >= before:
             reason = "on validation images that were held out from the fit it does not lower the log loss"
         else:
             temperature = fitted
     scaled = None if reason else _reliability(at_temperature(test, temperature), labels)
+    validation = {"images": len(val_labels), "people": people, "log_loss": before, "scaled_log_loss": after}
     return {"temperature": temperature, "reason": reason, "validation": validation,
             "as_is": _reliability(test, labels), "scaled": scaled}
 

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pandas as pd
 
-from fer_ray import storage
+from fer_ray import progress, storage
 from fer_ray.config import Config, to_dict
 from fer_ray.data import duplicates, prepared_set
 from fer_ray.data.manifest import EXPRESSIONS, DataError, is_drawn
@@ -171,13 +171,15 @@ def _explain(config: Config, prepared: str, checkpoint: str, rows: pd.DataFrame,
     import ray
 
     task = ray.remote(_explain_on_worker).options(num_cpus=1)
-    return ray.get(task.remote(prepared, checkpoint, rows, probabilities, config.split.seed))
+    explaining = task.remote(prepared, checkpoint, rows, probabilities, config.split.seed)
+    return progress.get([explaining], "explain", [1], "data set")[0]
 
 
-def _explain_on_worker(*arguments) -> dict:
+def _explain_on_worker(prepared: str, checkpoint: str, rows: pd.DataFrame, probabilities: np.ndarray,
+                       seed: int) -> dict:
     from fer_ray.evaluate import explanation  # imports torch, which only the worker needs
 
-    return explanation.explain(*arguments)
+    return explanation.explain(prepared, checkpoint, rows, probabilities, seed)
 
 
 def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, description: dict,

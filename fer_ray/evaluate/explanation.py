@@ -1,7 +1,7 @@
-"""Why the network says what it says: its most telling mistakes, what it looks at, and what it mixes up.
+"""Pictures that explain a network: the mistakes it was surest of, what it looks at, and what it mixes up.
 
 Grad-CAM: Selvaraju et al. 2017 (captum). Look-alikes: the paper's Fig 15, nearest images in the space of the features
-that the last layer gets.
+that enter the last layer.
 """
 
 from __future__ import annotations
@@ -14,15 +14,23 @@ from fer_ray.data import prepared_set
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.model import augment, checkpoints, predictor
 
-MISTAKES, PAIRS, EACH = 8, 3, 3  # pictures of mistakes; confused pairs of classes, pictures of each
-QUERIES, REFERENCES = 40, 200  # images of a pair that are compared: of those mistaken, of those they were taken for
+MISTAKES = 8  # pictures of mistakes
+PAIRS, EACH = 3, 3  # pairs of classes that are mixed up most, and pictures of each pair
+# Images of such a pair that are compared with each other: the mistaken ones, and training images of the class that
+# they were taken for. More would take minutes on a CPU.
+QUERIES, REFERENCES = 40, 200
 
 
 def choose(rows: pd.DataFrame, probabilities: np.ndarray) -> dict[str, pd.DataFrame]:
-    """The rows to show, each with its `guess` and `probability`.
+    """Which images to show.
 
-    `mistakes`: those that the network is surest of, one a person. `typical`: of each class the right one that it is
-    surest of. `confused`: the mistakes of the `PAIRS` pairs of classes that are mixed up most often.
+    Args:
+        rows: N rows of an index.
+        probabilities: float [N, 8].
+
+    Returns: rows, each with its `guess` and `probability`. `mistakes`: those that the network is surest of, one of each
+        person. `typical`: of each class the right answer that it is surest of. `confused`: the mistakes of the
+        `PAIRS` pairs of classes that are mixed up most often.
     """
     rows = rows.assign(guess=[EXPRESSIONS[i] for i in probabilities.argmax(1)], probability=probabilities.max(1))
     rows = rows.sort_values("probability", ascending=False, kind="stable")
@@ -36,7 +44,14 @@ def choose(rows: pd.DataFrame, probabilities: np.ndarray) -> dict[str, pd.DataFr
 
 def explain(prepared: str, checkpoint: str, rows: pd.DataFrame, probabilities: np.ndarray,
             seed: int) -> dict[str, list[dict]]:
-    """Pictures of what `choose` chooses of these index rows; made where this is called, best on a worker.
+    """Pictures of the images that `choose` chooses. Needs the network: to be called on a worker.
+
+    Args:
+        prepared: URI of the prepared set.
+        checkpoint: URI.
+        rows: N rows of its index, not trained on.
+        probabilities: float [N, 8].
+        seed: of the training images that mistakes are compared with.
 
     Returns: `mistakes` and `typical`: dicts of `image`, `expression`, `guess`, `probability`, `crop` (uint8 [224, 224,
     3]), `heat` (float32 [224, 224], 0..1, or None for a network without feature maps). `lookalikes`: dicts of `image`,
@@ -49,14 +64,14 @@ def explain(prepared: str, checkpoint: str, rows: pd.DataFrame, probabilities: n
     for kind in ("mistakes", "typical"):
         crops = _crops(prepared, chosen[kind])
         heat = heat_maps(model, crops, [EXPRESSIONS.index(g) for g in chosen[kind]["guess"]])
-        shown[kind] = [_told(row) | {"crop": crop, "heat": h}
-                       for row, crop, h in zip(chosen[kind].to_dict("records"), crops, heat, strict=True)]
+        shown[kind] = [_caption(row) | {"crop": crop, "heat": heat_map}
+                       for row, crop, heat_map in zip(chosen[kind].to_dict("records"), crops, heat, strict=True)]
     train = prepared_set.read_index(prepared)
     train = train[train["split"] == "train"]
     network = predictor.Predictor(model, description["backbone"])
     shown["lookalikes"] = []
-    for (_, guess), mistaken in chosen["confused"].groupby(["expression", "guess"], sort=False):
-        known = train[train["expression"] == guess]
+    for _, mistaken in chosen["confused"].groupby(["expression", "guess"], sort=False):
+        known = train[train["expression"] == mistaken["guess"].iloc[0]]
         known = known.sample(min(len(known), REFERENCES), random_state=seed)
         if len(known):
             shown["lookalikes"] += _nearest(network, prepared, mistaken, known)
@@ -64,7 +79,15 @@ def explain(prepared: str, checkpoint: str, rows: pd.DataFrame, probabilities: n
 
 
 def heat_maps(model: torch.nn.Module, crops: list[np.ndarray], targets: list[int]) -> list[np.ndarray | None]:
-    """Grad-CAM of each crop (uint8 [224, 224, 3]) for its target class, float32 [224, 224] in 0..1."""
+    """Grad-CAM: how much each place of a crop speaks for a class.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        crops: N of uint8 [224, 224, 3].
+        targets: class number for each.
+
+    Returns: float32 [224, 224] in 0..1 each; None for a network without feature maps.
+    """
     from captum.attr import LayerAttribution, LayerGradCam
 
     layer = _last_map(model)
@@ -77,14 +100,14 @@ def heat_maps(model: torch.nn.Module, crops: list[np.ndarray], targets: list[int
 
 
 def _last_map(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The last layer whose output is a map [N, C, H, W] of more than one place."""
+    """The last layer whose output is a feature map [N, C, H, W] with W > 1; None if there is none."""
     found: list[torch.nn.Module] = []
 
-    def note(layer, _inputs, output) -> None:
+    def remember(layer, _inputs, output) -> None:
         if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[-1] > 1:
             found.append(layer)
 
-    hooks = [layer.register_forward_hook(note) for layer in model.modules() if layer is not model]
+    hooks = [layer.register_forward_hook(remember) for layer in model.modules() if layer is not model]
     with torch.no_grad():
         model(torch.zeros(1, 3, augment.CROP, augment.CROP))
     for hook in hooks:
@@ -93,7 +116,7 @@ def _last_map(model: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def _nearest(network: predictor.Predictor, prepared: str, mistaken: pd.DataFrame, known: pd.DataFrame) -> list[dict]:
-    """The mistaken images that lie nearest to a known one of the class they were taken for, each with it."""
+    """The mistaken images that lie nearest to a training image of the class they were taken for, each with it."""
     from sklearn.metrics.pairwise import cosine_distances
 
     crops, references = _crops(prepared, mistaken), _crops(prepared, known)
@@ -101,7 +124,7 @@ def _nearest(network: predictor.Predictor, prepared: str, mistaken: pd.DataFrame
     nearest = distance.argmin(1)
     best = distance.min(1).argsort(kind="stable")[:EACH]
     rows, images = mistaken.to_dict("records"), known["image"].tolist()
-    return [_told(rows[i]) | {"nearest": images[nearest[i]], "distance": float(distance[i].min()), "crop": crops[i],
+    return [_caption(rows[i]) | {"nearest": images[nearest[i]], "distance": float(distance[i].min()), "crop": crops[i],
                               "nearest_crop": references[nearest[i]]} for i in best]
 
 
@@ -110,5 +133,5 @@ def _crops(prepared: str, rows: pd.DataFrame) -> list[np.ndarray]:
     return [augment.eval_transform(crops[image]) for image in rows["image"]]
 
 
-def _told(row: dict) -> dict:
-    return {k: row[k] for k in ("image", "expression", "guess", "probability")}
+def _caption(row: dict) -> dict:
+    return {key: row[key] for key in ("image", "expression", "guess", "probability")}

@@ -88,7 +88,7 @@ def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame) 
     ranked = pd.DataFrame({"position": np.arange(len(labels)), "suggested": suggested, "quality": quality,
                            "ambiguity": entropy, "twins": twins, "reason": reason})
     # the last key of lexsort weighs most: contradicted by duplicates, then suspects, then the lowest quality
-    order = np.lexsort((quality, ranked["reason"] == "", [not twin for twin in twins]))
+    order = np.lexsort((quality, np.array(reason) == "", np.array(twins) == ""))
     return ranked.iloc[order].reset_index(drop=True)
 
 

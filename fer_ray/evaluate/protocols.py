@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,20 +76,23 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
     A run that fails ends the others only when they are done. Raises: as `training.train`, the first one's error.
     """
     import ray
+    from ray.exceptions import RayTaskError
 
     configs = [config for config, _ in runs.values()]
     resources.wait_for_workers(configs[0].train)
     parallel = parallel or min(len(runs), num_parallel_runs(ray.cluster_resources(), configs[0].train))
-    task = ray.remote(training.train).options(num_cpus=0, max_retries=0)  # its workers hold the CPUs
+    # no CPU for the task: the workers that it starts hold them. (Ray's types know no arguments with defaults: Any)
+    task: Any = ray.remote(training.train).options(num_cpus=0, max_retries=0)
     waiting, running, errors = list(runs.values()), [], []
     with training.progress({label: workers.run_uri(config) for label, (config, _) in runs.items()}, configs[0].train):
         while waiting or running:
             while waiting and len(running) < parallel:
-                running.append(task.remote(*waiting.pop(0), parallel))
+                config, prepared = waiting.pop(0)
+                running.append(task.remote(config, prepared, parallel))
             (done,), running = ray.wait(running)
             try:
                 ray.get(done)
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 errors.append(error.cause)
     if errors:
         raise errors[0]
@@ -133,21 +137,22 @@ def compare_sides(by_image: pd.DataFrame, by_subject: pd.DataFrame, seed: int) -
     """
     tested = [set(side["expression"]) for side in (by_image, by_subject)]
     classes = [e for e in EXPRESSIONS if e in tested[0] & tested[1]]
-    sides = []
+    sides, scores = [], []
     for label, side in ((BY_IMAGE, by_image), ("by subject", by_subject)):
         common = side[side["expression"].isin(classes)]
-        scores = scores_of(common, seed) if classes else {}
+        scores.append(scores_of(common, seed) if classes else {})
         sides.append({"label": label, "runs": side["run"].nunique(), "all_classes": side["expression"].nunique(),
-                      "images": len(common), "people": scores.get("test_people", 0),
-                      **{key: scores.get(key) for key in ("balanced_accuracy", "balanced_accuracy_ci95",
-                                                          "no_interval", "chance")}})
-    withheld = None
+                      "images": len(common), "people": scores[-1].get("test_people", 0),
+                      **{key: scores[-1].get(key) for key in ("balanced_accuracy", "balanced_accuracy_ci95",
+                                                              "no_interval", "chance")}})
+    withheld, points = None, None
     if len(classes) < MIN_COMMON_CLASSES:
         withheld = f"the two test splits have {len(classes)} class(es) in common, and at least two are needed"
-    elif sides[1]["people"] < metrics.MIN_PEOPLE:
-        withheld = (f"the split by subject tests {sides[1]['people']} people, and fewer than {metrics.MIN_PEOPLE} do "
-                    "not tell how a new person is read")
-    points = None if withheld else 100 * (sides[0]["balanced_accuracy"] - sides[1]["balanced_accuracy"])
+    elif scores[1]["test_people"] < metrics.MIN_PEOPLE:
+        withheld = (f"the split by subject tests {scores[1]['test_people']} people, and fewer than "
+                    f"{metrics.MIN_PEOPLE} do not tell how a new person is read")
+    else:
+        points = 100 * (scores[0]["balanced_accuracy"] - scores[1]["balanced_accuracy"])
     return {"classes": classes, "sides": sides, "points": points, "withheld": withheld}
 
 
