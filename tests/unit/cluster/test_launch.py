@@ -108,6 +108,7 @@ def test_on_demand_where_there_is_no_spot(aws, monkeypatch):
     found = instances(ec2, nodes)
     assert len(found) == 1 and "InstanceLifecycle" not in found[0]
     # Ray counts them as the type that it asked for
+    assert nodes[0] in provider.non_terminated_nodes({})
     assert provider.node_tags(nodes[0])["ray-user-node-type"] == "gpu"
 
 
