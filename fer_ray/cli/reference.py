@@ -20,7 +20,7 @@ from fer_ray.config import Config
 
 # The options that a verb reads, by name or by section.
 _RUN = ("name", "storage", "prepared")
-_PREPARE = (*_RUN, "data", "faces", "split")
+_PREPARE = (*_RUN, "replace", "data", "faces", "split")
 _SCORE = ("evaluate.batch_size", "evaluate.floor", "evaluate.groups", "card")
 _ALL_STAGES = (*_PREPARE, "train", "evaluate", "card")
 USES = {
@@ -32,7 +32,7 @@ USES = {
     "tune": (*_PREPARE, "train", "tune", *_SCORE),
     "crossval": (*_ALL_STAGES, "protocol"),
     "compare": (*_ALL_STAGES, "compare"),
-    "crossdata": ("name", "storage", "data", "faces", "split", "train", *_SCORE),
+    "crossdata": ("name", "storage", "replace", "data", "faces", "split", "train", *_SCORE),
     "audit": (*_ALL_STAGES, "protocol", "labels", "retrain"),
 }
 # These come first in `--help`, since most commands give some of them.

@@ -25,10 +25,9 @@ def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
     Raises: DataError when a folder is missing, its content is not what the kind promises, or a data set cannot be
         split as wished.
     """
-    expanded = os.path.expanduser(os.path.expandvars(data.root))
-    if not expanded or "$" in expanded:
+    if not data.root or "$" in data.root:  # variables that are set were expanded with all paths of the configuration
         raise DataError(f"data.root: {data.root!r} is not set; give the data set's folder by --data.root")
-    root = Path(os.path.abspath(expanded))
+    root = Path(data.root)
     sources = [s for source in data.sources or [SourceConfig(data.kind, ".")] for s in _concrete(source, root, data)]
     names = [s.name or s.kind for s in sources]
     if twice := sorted({n for n in names if names.count(n) > 1}):
@@ -49,10 +48,9 @@ def find_images(place: str) -> list[tuple[str, str | None]]:
 
     Raises: DataError if nothing is there.
     """
-    expanded = os.path.expanduser(os.path.expandvars(place))
-    if not expanded or "$" in expanded:
+    if not place or "$" in place:
         raise DataError(f"predict.images: {place!r} is not set; give a folder of images, or one image")
-    root = Path(os.path.abspath(expanded))
+    root = Path(place)
     if root.is_file():
         return [(pixels.name_of(root), None)]
     refused = listing.gate(root)
@@ -69,7 +67,7 @@ def exclude(found: Manifest, file: str) -> Manifest:
     Raises: DataError if the file is no table with the column `image`, or names an image that the data does not have.
     """
     try:
-        listed = pd.read_csv(os.path.expandvars(file), dtype=str, keep_default_na=False)
+        listed = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DataError(f"data.exclude: {file} is not a readable CSV file ({' '.join(str(error).split())})") from None
     if "image" not in listed:
