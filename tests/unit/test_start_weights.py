@@ -1,8 +1,12 @@
 """What a training starts from: the check without torch before any work, and the loading that looks at each tensor."""
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -155,6 +159,29 @@ def test_imagenet_weights_that_are_nowhere_say_where_to_put_them(tmp_path, monke
     for step in (start_weights.check, start_weights.load):
         with pytest.raises(WeightsError, match=f"{file}: "):
             step(TrainConfig(backbone="alexnet"))
+
+
+def test_imagenet_weights_are_downloaded_once_and_verified(tmp_path, monkeypatch):
+    import torchvision
+
+    torch.manual_seed(7)
+    saved = torchvision.models.resnet18(weights=None).state_dict()
+    (tmp_path / "site").mkdir()
+    torch.save(saved, tmp_path / "site/new.pth")
+    digest = storage.sha256(str(tmp_path / "site/new.pth"))
+    (tmp_path / "site/new.pth").rename(tmp_path / f"site/resnet18-{digest[:8]}.pth")
+    shutil.copy(tmp_path / f"site/resnet18-{digest[:8]}.pth", tmp_path / "site/resnet18-00000000.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / "site")) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        monkeypatch.setattr(start_weights, "TORCHVISION_URL", f"http://127.0.0.1:{site.server_port}/")
+        monkeypatch.setitem(start_weights.TORCHVISION_FILES, "resnet18", "resnet18-00000000.pth")
+        with pytest.raises(WeightsError, match="invalid hash"):
+            load("imagenet", "resnet18")
+        monkeypatch.setitem(start_weights.TORCHVISION_FILES, "resnet18", f"resnet18-{digest[:8]}.pth")
+        assert torch.equal(load("imagenet", "resnet18")["conv1.weight"], saved["conv1.weight"])
+        site.shutdown()
+    assert torch.equal(load("imagenet", "resnet18")["conv1.weight"], saved["conv1.weight"])  # from the cache
 
 
 def test_names_and_cache_are_those_of_torchvision_and_torch(tmp_path, monkeypatch):
