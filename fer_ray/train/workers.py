@@ -172,7 +172,8 @@ class RayTrainWorker:
             return ray.train.Checkpoint(path, filesystem)
 
         ray.train.report(numbers, checkpoint=folder and ray.train.Checkpoint.from_directory(folder),
-                         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC, checkpoint_upload_fn=upload)
+                         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC, checkpoint_upload_fn=upload,
+                         delete_local_checkpoint_after_upload=False)  # `checkpoints.move` has removed it
 
 
 def _mend_snapshot(run: str) -> None:
