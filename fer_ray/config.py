@@ -337,9 +337,10 @@ class ProtocolConfig:
 
     kind: Literal["holdout", "folds", "seeds", "paper_vs_honest"] = "folds"
     """`holdout`: one run. `folds`: each fold is the test split once. `seeds`: the same split, trained with several
-    seeds. `paper_vs_honest`: once split by image, as in the paper, and once by subject, all else being equal."""
+    seeds. `paper_vs_honest`: once split by image, as in the paper, and once by subject, all else being equal;
+    by subject in folds where one split would test fewer than ten people."""
     repeats: AtLeast1 = 5
-    """Number of folds or of seeds."""
+    """Number of folds or of seeds. Ten folds train on 80 % of the images, as a single split does."""
     parallel: AtLeast0 = 0
     """Number of runs that train side by side; 0: as many as the cluster has CPUs (or GPUs) for."""
 
