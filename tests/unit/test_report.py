@@ -131,3 +131,17 @@ def test_examples_of_rejected_images_survive_what_cannot_be_read(tmp_path):
                              "reason": ["no face found"] * 3})
     (shown,) = prepared_page._rejected_examples(rejected).values()
     assert [picture.shape for picture in shown] == [(1, 96)]
+
+
+def test_page_of_a_search_shows_chance_of_both_scores_and_few_people():
+    scores = metrics.evaluate(one_hot([0, 1, 2]), np.array([0, 1, 2]), ["p", "q", "r"])
+    epochs = [{"epoch": 0, "val_balanced_accuracy": 0.5, "val_chance": 0.2}]
+    trial = {"number": 0, "settings": {"lr": 0.1, "momentum": 0.9, "backbone": "n"}, "score": 0.5, "history": epochs,
+             "state": "finished", "reason": "", "best_epoch": 0}
+    other = trial | {"number": 1, "settings": {"lr": 0.01, "momentum": 0.5, "backbone": "n"}, "state": "ended"}
+    summary = {"name": "x", "created": "now", "command": "c", "trials": [trial, other], "best": trial, "rungs": [1],
+               "tune": {"max_epochs": 1, "grid_points": 4}, "train": {}, "epochs_spent": 1, "full_epochs": 1,
+               "grid_epochs": 16, "seconds": 60, "datasets": ["CK+"],
+               "test": {key: scores[key] for key in pages.HEADLINE}}
+    page = pages.render_tune(summary)
+    assert "50.0 % (chance 20.0 %)" in page and "chance 33.3 %, 3 images; no 95 % interval: the images show 3 p" in page
