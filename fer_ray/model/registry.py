@@ -28,8 +28,8 @@ def listing(root: str) -> list[dict]:
     best = _best_names(root)
     started = [name for name in storage.list_dirs(storage.join(root, "runs")) if name not in best]
     with ThreadPoolExecutor(CONNECTIONS) as pool:  # each entry waits for several answers of a distant server
-        entries = [*pool.map(lambda name: _entry(root, name, _describe_best), best),
-                   *pool.map(lambda name: _entry(root, name, _describe_run), started)]
+        entries = [*pool.map(lambda name: _entry(name, _best_file(root, name), _describe_best), best),
+                   *pool.map(lambda name: _entry(name, _run_file(root, name), _describe_run), started)]
     return sorted((entry for entry in entries if entry), key=lambda entry: entry["date"], reverse=True)
 
 
@@ -40,12 +40,15 @@ def find(root: str, name: str = "") -> str:
         storage.StorageError.
     """
     names = _best_names(root)
+    if name and name not in names and storage.exists(_run_file(root, name)):
+        raise checkpoints.CheckpointError(f"{_best_file(root, name)}: is missing, since the run is unfinished or the "
+                                          f"file was removed; {REMEDY}")
     if not names:
         raise checkpoints.CheckpointError(f"{root}: no best checkpoint yet; a finished jobs/train.py leaves one there")
     if name not in names and (name or len(names) > 1):
         problem = f"no {name!r} among" if name else "choose one by --name:"
         raise checkpoints.CheckpointError(f"{root}: {problem} {', '.join(names)}")
-    return _read_best(root, name or names[0])["checkpoint"]
+    return _read_best(_best_file(root, name or names[0]))["checkpoint"]
 
 
 def fetch(checkpoint: str, folder: str, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -130,26 +133,32 @@ def _best_file(root: str, name: str) -> str:
     return storage.join(root, "best", f"{name}.json")
 
 
-def _read_best(root: str, name: str) -> dict:
-    return storage.read_own_json(_best_file(root, name), {"checkpoint": str, "value": float}, REMEDY)
+def _run_file(root: str, name: str) -> str:
+    return storage.join(root, "runs", name, "run.json")
 
 
-def _entry(root: str, name: str, describe: Callable[[str, str], dict]) -> dict | None:
-    """The entry that `describe` makes, or one that says what is damaged; None for what is no run, or removed by now."""
-    file = _best_file(root, name) if describe is _describe_best else storage.join(root, "runs", name, "run.json")
+def _read_best(file: str) -> dict:
+    return storage.read_own_json(file, {"checkpoint": str, "value": float}, REMEDY)
+
+
+def _entry(name: str, file: str, describe: Callable[[str], dict]) -> dict | None:
+    """The entry that `describe` makes of a file, or one that says what is damaged; None if the file is not there.
+
+    Then the folder is that of something else, or was removed since it was listed.
+    """
     try:
         entry = {"name": name, "state": "damaged", "backbone": "", "data": "", "validation": None, "test": None,
                  "date": _date(file), "problem": ""}
     except FileNotFoundError:
         return None
     try:
-        return entry | describe(root, name)
+        return entry | describe(file)
     except (checkpoints.CheckpointError, storage.DamagedError) as error:
         return entry | {"problem": str(error)}
 
 
-def _describe_best(root: str, name: str) -> dict:
-    best = _read_best(root, name)
+def _describe_best(file: str) -> dict:
+    best = _read_best(file)
     description = checkpoints.describe(best["checkpoint"])
     result, problem = storage.join(best["checkpoint"].rpartition("/")[0], "result.json"), ""
     test = None
@@ -169,8 +178,7 @@ def _describe_best(root: str, name: str) -> dict:
             "test": test, "problem": problem}
 
 
-def _describe_run(root: str, name: str) -> dict:
-    file = storage.join(root, "runs", name, "run.json")
+def _describe_run(file: str) -> dict:
     values = storage.read_own_json(file, {"values": dict}, REMEDY)["values"]
     return {"state": "unfinished", "backbone": values.get("train.backbone", "")}
 

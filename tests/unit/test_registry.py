@@ -77,6 +77,16 @@ def test_an_edited_description_is_listed_as_damaged(root):
         assert entries(root)["one"]["state"] == "damaged" and problem in entries(root)["one"]["problem"]
 
 
+def test_a_best_that_is_not_there_yet_or_any_more_is_named(root):
+    Path(root, "runs/one/run.json").write_text('{"values": {}}')
+    Path(root, "best/one.json").unlink()
+    for name in ("one", "two"):
+        with pytest.raises(checkpoints.CheckpointError, match=f"best/{name}.json: is missing, .*; run the training or"):
+            registry.find(root, name)
+    with pytest.raises(checkpoints.CheckpointError, match="no best checkpoint yet"):
+        registry.find(root)
+
+
 def test_a_damaged_result_leaves_the_best_and_is_told(root):
     Path(root, "runs/one/result.json").write_text("{")
     entry = entries(root)["one"]
