@@ -58,6 +58,8 @@ def run_label_audit(config: Config) -> str:
     index = prepared_set.read_index(prepared).set_index("image")
     predictions = protocols.pooled([workers.run_uri(run) for run in runs.values()])
     network = labels.check_network(batches.labels_of(predictions), protocols.probabilities_of(predictions).argmax(1))
+    print(f"the network that judges the labels: balanced accuracy {network['balanced_accuracy']:.3f} on images it has "
+          f"not seen (chance {network['chance']:.3f})", flush=True)
     ranked = labels.rank(predictions["expression"].tolist(), protocols.probabilities_of(predictions),
                          index.loc[predictions["image"]])
     ranked = predictions[["image", "dataset", "subject", "expression"]].iloc[ranked["position"]].reset_index(
@@ -79,8 +81,6 @@ def run_label_audit(config: Config) -> str:
                         pages.render_labels(summary, sheets).encode())
     target = storage.join(folder, "labels.json")
     storage.write_json(target, summary)
-    print(f"The network that judges the labels reaches {network['balanced_accuracy']:.3f} balanced accuracy on images "
-          f"it has not seen (chance {network['chance']:.3f}).", flush=True)
     print(f"{len(suspects)} of {len(ranked)} labels are doubtful: {folder}/suspects.csv\nreport: {folder}/labels.html",
           flush=True)
     return target
@@ -153,7 +153,8 @@ def run_tune(config: Config) -> str:
     target = storage.join(folder, "tune.json")
     storage.write_json(target, summary)
     values = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in best["settings"].items())
-    print(f"best: trial {best['number']:03d}, val balanced accuracy {best['score']:.3f}, {values}\n"
+    print(f"best: trial {best['number']:03d}, val balanced accuracy {best['score']:.3f} "
+          f"(chance {best['history'][best['best_epoch']]['val_chance']:.3f}), {values}\n"
           f"{len(found)} trials, {summary['epochs_spent']} epochs (a grid takes {summary['grid_epochs']})\n"
           f"train with it: python jobs/train.py --train.from_tune {config.name} ...\n"
           f"report: {folder}/tune.html", flush=True)
