@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 REPO = Path(__file__).parents[2]
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # epochs of a second wait for the controller
 
@@ -66,20 +64,21 @@ def nodes_of(*cpus: int):
         cluster.shutdown()
 
 
-@pytest.fixture
-def run_job():
-    """Run a job as a user would, from another folder: nothing may depend on the working directory."""
-    def run(verb: str, *options: str, cwd: Path, **settings) -> subprocess.CompletedProcess:
-        return subprocess.run(command(verb, *options), cwd=cwd, env=environment(), capture_output=True, text=True,
-                              timeout=220, **settings)
-    return run
+def run_job(verb: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a job in the Ray of the tests, from another folder: nothing may depend on the working directory."""
+    import ray
+
+    with ray_on(2):
+        shell = environment(RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+        return subprocess.run(command(verb, *options), cwd=cwd, env=shell, capture_output=True, text=True, timeout=220)
 
 
 def command(verb: str, *options: str) -> list[str]:
     return [sys.executable, str(REPO / "jobs" / f"{verb}.py"), *options]
 
 
-def environment() -> dict[str, str]:
-    """For a process that starts a Ray of its own."""
-    end_ray()
-    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+def environment(**more: str) -> dict[str, str]:
+    """For a process that joins the Ray of RAY_ADDRESS, or else starts a Ray of its own."""
+    if "RAY_ADDRESS" not in more:
+        end_ray()
+    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | more

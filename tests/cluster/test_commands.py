@@ -22,9 +22,10 @@ from cluster.conftest import environment, ray_on
 from fer_ray.data import sample
 from fer_ray.data.manifest import EXPRESSIONS
 
-SMALL = ("--train.backbone timm:test_resnet --train.weights none --train.epochs 1 --train.batch_size 16 --train.lr 0.01 "
-         "--train.schedule constant --compare.backbones [timm:test_resnet,timm:test_vit] --protocol.repeats 3 "
-         "--tune.num_trials 2 --tune.max_epochs 1 --data.sample.subjects 3 --evaluate.floor false --split.folds 0")
+SMALL = ("--train.backbone timm:test_resnet --train.weights none --train.epochs 1 --train.batch_size 16 "
+         "--train.lr 0.01 --train.schedule constant --protocol.repeats 3 "
+         "--compare.backbones [timm:test_resnet,timm:test_vit] --tune.num_trials 2 --tune.max_epochs 1 "
+         "--data.sample.subjects 3 --evaluate.floor false")
 # What the text around a command says that it needs beside what stands in it.
 MORE = {"python jobs/audit.py --labels": "--data.root faces"}
 COMMANDS = [c for c in documented.commands() if documented.treatment(c.text)[0] in ("run", "help")]

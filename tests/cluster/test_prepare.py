@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cluster.conftest import command, environment, nodes_of, ray_on
+from cluster.conftest import command, environment, nodes_of, ray_on, run_job
 from PIL import Image
 
 from fer_ray.config import Config, DataConfig, FacesConfig, FolderConfig, SplitConfig
@@ -203,7 +203,7 @@ def lose_when(cluster, node, condition) -> int:
     return len(condition())
 
 
-def test_audit_job_prints_what_leaks(faces_root, tmp_path, run_job):
+def test_audit_job_prints_what_leaks(faces_root, tmp_path):
     options = ["--data.root", str(faces_root), "--storage", str(tmp_path), "--name", "set"]
     done = run_job("prepare", *options, "--split.by", "image", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

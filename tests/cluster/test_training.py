@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster.conftest import command, environment, nodes_of, ray_on
+from cluster.conftest import command, environment, nodes_of, ray_on, run_job
 from safetensors.torch import load, load_file
 
 from fer_ray.config import Config, DataConfig, TrainConfig
@@ -242,7 +242,7 @@ def test_worker_killed_driver_killed_and_checkpoint_truncated_end_with_the_same_
         assert [e["train_loss"] for e in tracking.read(str(run))] == [e["train_loss"] for e in lines]
 
 
-def test_the_papers_three_backbones_run_an_epoch_from_torchvision_files_and_are_compared(tiny, tmp_path, run_job):
+def test_the_papers_three_backbones_run_an_epoch_from_torchvision_files_and_are_compared(tiny, tmp_path):
     import torchvision
 
     weights = tmp_path / "hub/checkpoints"  # torch's own cache, as a download leaves it
@@ -269,7 +269,7 @@ def test_the_papers_three_backbones_run_an_epoch_from_torchvision_files_and_are_
     assert torch.equal(kept["features.0.weight"], torch.load(file, weights_only=True)["features.0.weight"])
 
 
-def test_what_a_training_lacks_is_told_before_the_work(tiny, run_job, tmp_path):
+def test_what_a_training_lacks_is_told_before_the_work(tiny, tmp_path):
     for lacking, said in (
         (["--train.num_workers", "640", "--train.batch_size", "640"], "640 workers need at least half a CPU each"),
         (["--train.weights", "/nowhere.pth"], "/nowhere.pth: neither 'imagenet' nor 'none'"),
