@@ -1,9 +1,14 @@
-"""Preparing against the loop that a researcher writes: `python scripts/bench_prepare.py --root FOLDER [--repeat N]`.
+"""Speed of preparing, beside the loop that a researcher writes: `python scripts/bench_prepare.py --root FOLDER`.
 
-On the same images in one run: (a) `cv2.imread`, `detectMultiScale(1.1, 5)` at full size, crop, `imwrite`, in one
-process with OpenCV's own threads; (b) ours with Ray on all cores, from files to Parquet; (c) ours in one process on one
-core, without Ray; (d) the same in a bare pool of processes. They take turns, `--rounds` times; the medians count. The
-last line is JSON.
+Measured on the same images, taking turns, `--rounds` times:
+
+- loop: `cv2.imread`, `detectMultiScale(1.1, 5)` at full size, crop, `imwrite`, in one process that has OpenCV's own
+  threads;
+- ray: fer_ray on all cores, from image files to Parquet;
+- one core: the same work in one process, without Ray;
+- pool: the same work in a bare pool of processes, which is the limit of what Ray could reach on these cores.
+
+Prints the medians; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -14,26 +19,30 @@ import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "jobs")]
+import cv2
+import cv2.data
+import numpy as np
+import pyarrow as pa
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+from fer_ray.cli import connection
+from fer_ray.config import Config, FacesConfig
+from fer_ray.data import manifest, pixels, prepare, prepared_set
 
-from fer_ray.cli import connection  # noqa: E402
-from fer_ray.config import Config, FacesConfig  # noqa: E402
-from fer_ray.data import manifest, pixels, prepare, prepared_set  # noqa: E402
+CORES = os.cpu_count() or 1
+ONE_CORE_IMAGES = 512
+
+Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 
-def images_of(root: Path, count: int, side: int) -> list[str]:
-    """The first `count` files whose longer side is `side` px."""
+def find_images(root: Path, count: int, side: int) -> list[str]:
+    """The first `count` image files whose longer side is `side` px."""
     found = []
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
         try:
             picture = pixels.load(str(path))
         except ValueError:
@@ -45,119 +54,79 @@ def images_of(root: Path, count: int, side: int) -> list[str]:
     return found
 
 
-def loop(images: list[str], out: Path) -> dict[str, tuple | None]:
-    """What a researcher writes; the box of each image."""
+def manifest_of(images: list[str], repeat: int = 1) -> manifest.Manifest:
+    """The images as a data set. Repeated ones get a `./` in their path, so that each counts as a file of its own."""
+    rows = [{"image": os.path.dirname(image) + "/./" * number + "/" + os.path.basename(image), "expression": "neutral",
+             "subject": str(person)} for number in range(repeat) for person, image in enumerate(images)]
+    return manifest.build(rows, [], "bench", "bench")
+
+
+def crop_by_loop(images: list[str], out: Path) -> dict[str, Box | None]:
+    """What a researcher writes. Returns the box of each image, None where no face was found."""
     cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
-    boxes = {}
+    boxes: dict[str, Box | None] = {}
     for number, image in enumerate(images):
-        picture = cv2.imread(image)
+        picture = np.asarray(cv2.imread(image))
         found = cascade.detectMultiScale(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), 1.1, 5)
-        boxes[image] = max(map(tuple, found), key=lambda b: b[2]) if len(found) else None
-        if boxes[image]:
-            x, y, w, h = boxes[image]
-            grow = int(0.1 * w)
-            crop = picture[max(0, y - grow) : y + h + grow, max(0, x - grow) : x + w + grow]
+        boxes[image] = None
+        if len(found):
+            x, y, width, height = (int(number) for number in max(found, key=lambda box: box[2]))
+            boxes[image] = x, y, width, height
+            margin = int(0.1 * width)
+            crop = picture[max(0, y - margin) : y + height + margin, max(0, x - margin) : x + width + margin]
             cv2.imwrite(str(out / f"{number}.png"), cv2.resize(crop, (256, 256)))
     return boxes
 
 
-def rows_of(images: list[str], repeat: int) -> manifest.Manifest:
-    """The images as a data set; repeated ones are told apart by a `./` in their path, so that all are read."""
-    rows = [{"image": os.path.dirname(i) + "/./" * k + "/" + os.path.basename(i), "expression": "neutral",
-             "subject": str(n)} for k in range(repeat) for n, i in enumerate(images)]
-    return manifest.build(rows, [], "bench", "bench")
-
-
-def with_ray(data: manifest.Manifest, out: str) -> tuple[float, str]:
-    """Seconds from files to Parquet, without the split and its audit, and the folder of the parts."""
+def prepare_with_ray(data: manifest.Manifest, out: str) -> tuple[float, str]:
+    """Seconds from image files to Parquet, without the split and its audit, and the folder of the parts."""
     folder = f"{out}/{time.time_ns()}"
     start = time.perf_counter()
     prepare.write_parts(folder, data.rows, FacesConfig())
     return time.perf_counter() - start, folder
 
 
-def main() -> None:
-    """Print the medians of all rounds and, last, JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, required=True, help="folder with images")
-    parser.add_argument("--images", type=int, default=2000, help="number of images")
-    parser.add_argument("--side", type=int, default=350, help="longer side of the images taken (px)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=10, help="how often the images are repeated for the memory curve")
-    options = parser.parse_args()
-    images = images_of(options.root, options.images, options.side)
-    repeat = -(-options.images // len(images))
-    data = rows_of(images, repeat)
-    data = manifest.Manifest(data.rows.slice(0, options.images), data.rejected)
-    images = data.rows.column("image").to_pylist()
-    print(f"{len(images)} images of {options.side} px, {os.cpu_count()} cores, {platform.processor() or 'x86'}")
-    connection.connect()
-    with tempfile.TemporaryDirectory() as out:
-        with_ray(data.__class__(data.rows.slice(0, 256), data.rejected), out)  # starts the workers
-        naive, ours, alone, pool = [], [], [], []
-        for _ in range(options.rounds):
-            start = time.perf_counter()
-            boxes = loop(images, Path(out))
-            naive.append(len(images) / (time.perf_counter() - start))
-            seconds, folder = with_ray(data, out)
-            ours.append(len(images) / seconds)
-            start = time.perf_counter()
-            prepare.crop_parts({"part": [0], "images": [data.rows.slice(0, 512).to_pylist()]}, f"{out}/alone",
-                               FacesConfig())
-            alone.append(512 / (time.perf_counter() - start))
-            cv2.setNumThreads(-1)  # one core for ours alone, all for the loop
-            pool.append(without_ray(data, f"{out}/pool"))
-            print(f"loop {naive[-1]:.1f}  ours {ours[-1]:.1f}  ours on one core {alone[-1]:.1f}  in a bare pool of "
-                  f"processes {pool[-1]:.1f} images/s", flush=True)
-        agreement = agree(boxes, data, folder)
-        small = prepare_job_seconds(data.rows.slice(0, 50), out)
-        memory = [peak_memory(data, out), peak_memory(rows_of(images, options.repeat), out)]
-    cores = os.cpu_count()
-    ratios, efficiencies, limits = zip(*((o / n, o / (a * cores), p / (a * cores))
-                                         for o, n, a, p in zip(ours, naive, alone, pool, strict=True)), strict=True)
-    result = {
-        "images_per_s": round(statistics.median(ours), 1),
-        "loop_images_per_s": round(statistics.median(naive), 1),
-        "ratio_to_loop": round(statistics.median(ratios), 2),
-        "core_efficiency": round(statistics.median(efficiencies), 3),
-        "core_efficiency_of_bare_pool": round(statistics.median(limits), 3),
-        "box_agreement": round(agreement, 4),
-        "job_of_50_images_s": round(small, 1),
-        "worker_memory_mb": {str(len(images)): memory[0], str(len(images) * options.repeat): memory[1]},
-        "cores": os.cpu_count(), "date": date.today().isoformat(),
-    }
-    print(json.dumps(result))
+def prepare_on_one_core(data: manifest.Manifest, out: str) -> float:
+    """Images a second of the function that Ray's tasks run, in this process."""
+    images = data.rows.slice(0, ONE_CORE_IMAGES).to_pylist()
+    start = time.perf_counter()
+    prepare.crop_parts({"part": [0], "images": [images]}, f"{out}/alone", FacesConfig())
+    seconds = time.perf_counter() - start
+    cv2.setNumThreads(-1)  # that function has set one thread; the loop may use all
+    return len(images) / seconds
 
 
-def without_ray(data: manifest.Manifest, out: str) -> float:
-    """Images/s of the same function in a bare pool of processes: what this machine's cores can do side by side."""
-    images = data.rows.to_pylist()
-    parts = [{"part": [p], "images": [images[p * prepared_set.PART_ROWS : (p + 1) * prepared_set.PART_ROWS]]}
-             for p in range(len(images) // prepared_set.PART_ROWS)]
-    pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
+def prepare_in_pool(data: manifest.Manifest, out: str) -> float:
+    """Images a second of the same function in a bare pool of processes."""
+    images, size = data.rows.to_pylist(), prepared_set.PART_ROWS
+    parts = [{"part": [part], "images": [images[part * size : (part + 1) * size]]}
+             for part in range(len(images) // size)]
+    pool = multiprocessing.get_context("fork").Pool(CORES)
     start = time.perf_counter()
     pool.starmap(prepare.crop_parts, [(part, out, FacesConfig()) for part in parts], chunksize=1)
     seconds = time.perf_counter() - start
-    pool.close()  # not terminated: the signal would meet the handlers inherited from Ray
+    pool.close()  # not terminated: the forked processes have inherited Ray's signal handlers
     pool.join()
-    return len(parts) * prepared_set.PART_ROWS / seconds
+    return len(parts) * size / seconds
 
 
-def agree(boxes: dict, data: manifest.Manifest, folder: str) -> float:
-    """Share of the loop's faces whose box ours meets with an IoU of at least 0.9."""
+def box_agreement(boxes: dict[str, Box | None], data: manifest.Manifest, folder: str) -> float:
+    """Of the faces that the loop found, the share whose box fer_ray meets with an IoU of at least 0.9."""
     parts = prepared_set.read_metadata(folder, -(-data.rows.num_rows // prepared_set.PART_ROWS))
-    ours = dict(zip((data.rows.column("image")[r].as_py() for r in parts["row"]), parts["box"], strict=True))
-    return float(np.mean([i in ours and iou(box, ours[i]) >= 0.9 for i, box in boxes.items() if box]))
+    images = [data.rows.column("image")[row].as_py() for row in parts["row"]]
+    ours = dict(zip(images, parts["box"], strict=True))
+    return float(np.mean([image in ours and iou(box, ours[image]) >= 0.9 for image, box in boxes.items() if box]))
 
 
-def iou(a, b) -> float:
-    """Of two boxes (x, y, w, h)."""
-    w = max(0, min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0]))
-    h = max(0, min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1]))
-    return w * h / (a[2] * a[3] + b[2] * b[3] - w * h)
+def iou(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = max(0, min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0]))
+    height = max(0, min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1]))
+    intersection = width * height
+    return intersection / (one[2] * one[3] + other[2] * other[3] - intersection)
 
 
-def prepare_job_seconds(rows, out: str) -> float:
+def small_job_seconds(rows: pa.Table, out: str) -> float:
     """A whole `prepare` of few images on a running Ray: what a job costs beside its images."""
     start = time.perf_counter()
     config = Config(name="small", storage=out, faces=FacesConfig(on_no_face="whole"))
@@ -167,7 +136,7 @@ def prepare_job_seconds(rows, out: str) -> float:
 
 def peak_memory(data: manifest.Manifest, out: str) -> int:
     """The most resident memory (MB) that any worker process has had when `data` is prepared."""
-    seconds, _ = with_ray(data, out)
+    seconds, _ = prepare_with_ray(data, out)
     peaks = [0]
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -175,10 +144,61 @@ def peak_memory(data: manifest.Manifest, out: str) -> int:
                 status = process.joinpath("status").read_text()
                 peaks.append(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
         except OSError:
-            continue  # it ended
+            continue  # the process has ended
     print(f"{data.rows.num_rows} images: {data.rows.num_rows / seconds:.1f} images/s, largest worker {max(peaks)} MB",
           flush=True)
     return max(peaks)
+
+
+def main() -> None:
+    """Print a line a round, then the medians as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder with images")
+    parser.add_argument("--images", type=int, default=2000, help="number of images")
+    parser.add_argument("--side", type=int, default=350, help="longer side of the images taken (px)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
+    parser.add_argument("--repeat", type=int, default=10, help="how often the images are repeated for the memory curve")
+    options = parser.parse_args()
+    found = find_images(options.root, options.images, options.side)
+    enough = manifest_of(found, -(-options.images // len(found)))
+    data = manifest.Manifest(enough.rows.slice(0, options.images), enough.rejected)
+    images = data.rows.column("image").to_pylist()
+    print(f"{len(images)} images of {options.side} px, {CORES} cores, {platform.processor() or 'x86'}")
+    connection.connect()
+    with tempfile.TemporaryDirectory() as out:
+        prepare_with_ray(manifest.Manifest(data.rows.slice(0, 256), data.rejected), out)  # starts the workers
+        rounds, boxes, folder = [], {}, ""
+        for _ in range(options.rounds):
+            start = time.perf_counter()
+            boxes = crop_by_loop(images, Path(out))
+            loop = len(images) / (time.perf_counter() - start)
+            seconds, folder = prepare_with_ray(data, out)
+            rounds.append({"loop": loop, "ray": len(images) / seconds, "one core": prepare_on_one_core(data, out),
+                           "pool": prepare_in_pool(data, f"{out}/pool")})
+            print("  ".join(f"{name} {rate:.1f}" for name, rate in rounds[-1].items()), "images/s", flush=True)
+        result = {
+            **medians(rounds),
+            "box_agreement": round(box_agreement(boxes, data, folder), 4),
+            "job_of_50_images_s": round(small_job_seconds(data.rows.slice(0, 50), out), 1),
+            "worker_memory_mb": {str(len(images)): peak_memory(data, out),
+                                 str(len(images) * options.repeat): peak_memory(manifest_of(images, options.repeat),
+                                                                                out)},
+        }
+    print(json.dumps(result | {"cores": CORES, "date": date.today().isoformat()}))
+
+
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Medians of the rates, and of the ratios within each round: a machine's speed drifts from round to round."""
+    def median(ratio) -> float:
+        return statistics.median(map(ratio, rounds))
+
+    return {
+        "images_per_s": round(median(lambda rate: rate["ray"]), 1),
+        "loop_images_per_s": round(median(lambda rate: rate["loop"]), 1),
+        "ratio_to_loop": round(median(lambda rate: rate["ray"] / rate["loop"]), 2),
+        "core_efficiency": round(median(lambda rate: rate["ray"] / (rate["one core"] * CORES)), 3),
+        "core_efficiency_of_bare_pool": round(median(lambda rate: rate["pool"] / (rate["one core"] * CORES)), 3),
+    }
 
 
 if __name__ == "__main__":

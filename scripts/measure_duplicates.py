@@ -1,81 +1,87 @@
-"""What the leak audit finds: `python scripts/measure_duplicates.py --root FOLDER [--images N]`.
+"""What the search for near-duplicates finds: `python scripts/measure_duplicates.py --root FOLDER [--images N]`.
 
 Takes photographs, makes a copy of each in several ways, finds and crops all faces, and counts how many copies
-`duplicates.clusters` links to their original, and how many pairs of originals it links (false alarms, unless the
-folder holds copies). The last line is JSON.
+`duplicates.clusters` puts into one cluster with their original. It also counts the pairs of originals in one cluster:
+false alarms, unless the folder itself holds copies. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cv2
+import numpy as np
+import pandas as pd
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-
-from fer_ray.config import FacesConfig  # noqa: E402
-from fer_ray.data import duplicates, faces, pixels  # noqa: E402
+from fer_ray.config import FacesConfig
+from fer_ray.data import duplicates, faces, pixels
 
 
 def reencoded(picture: np.ndarray) -> np.ndarray:
-    """JPEG of quality 50."""
+    """The picture as JPEG of quality 50."""
     content = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 50])[1]
-    return cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    return np.asarray(cv2.imdecode(content, cv2.IMREAD_UNCHANGED))
 
 
+# Kind of copy -> how it is made of a picture, uint8 [H, W(, 3)].
 COPIES = {
-    "the same file": lambda p: p,
-    "mirrored": lambda p: np.ascontiguousarray(p[:, ::-1]),
+    "the same file": lambda picture: picture,
+    "mirrored": lambda picture: np.ascontiguousarray(picture[:, ::-1]),
     "JPEG of quality 50": reencoded,
-    "25 grey levels brighter": lambda p: cv2.add(p, np.full_like(p, 25)),
-    "0.7 of the size": lambda p: cv2.resize(p, None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA),
-    "contrast 0.8": lambda p: np.clip(p * 0.8 + 10, 0, 255).astype(np.uint8),
-    "blurred (sigma 1.5 px)": lambda p: cv2.GaussianBlur(p, (0, 0), 1.5),
-    "top and left 5 % cut off": lambda p: np.ascontiguousarray(p[p.shape[0] // 20 :, p.shape[1] // 20 :]),
+    "25 grey levels brighter": lambda picture: cv2.add(picture, np.full_like(picture, 25)),
+    "0.7 of the size": lambda picture: cv2.resize(picture, None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA),
+    "contrast 0.8": lambda picture: np.clip(picture * 0.8 + 10, 0, 255).astype(np.uint8),
+    "blurred (sigma 1.5 px)": lambda picture: cv2.GaussianBlur(picture, (0, 0), 1.5),
+    "top and left 5 % cut off": lambda picture: np.ascontiguousarray(picture[picture.shape[0] // 20 :,
+                                                                             picture.shape[1] // 20 :]),
 }
 
 
-def looks(picture: np.ndarray, finder) -> dict | None:
-    """What the audit compares, or None if there is no face."""
+def features(picture: np.ndarray, finder) -> dict | None:
+    """The hashes and thumbnails that clusters are made from, or None if no face is found."""
     box = finder.find(picture)
     return None if box is None else duplicates.looks_of(faces.cut(picture, box, 0.2), picture)
 
 
-def main() -> None:
-    """Print a line a kind of copy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, required=True, help="folder with photographs of different people")
-    parser.add_argument("--images", type=int, default=500, help="photographs that are copied")
-    options = parser.parse_args()
-    finder, originals, pictures = faces.finder(FacesConfig()), [], []
-    for path in sorted(p for p in options.root.rglob("*") if p.is_file()):
+def read_faces(root: Path, finder) -> tuple[list[dict], list[np.ndarray]]:
+    """Features and pixels of every picture below `root` in which a face is found."""
+    found, pictures = [], []
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
         try:
             picture = pixels.load(str(path))
-        except ValueError:
+        except ValueError:  # no image
             continue
-        if (found := looks(picture, finder)) is not None:
-            originals.append(found)
+        if (one := features(picture, finder)) is not None:
+            found.append(one)
             pictures.append(picture)
-    cluster = duplicates.clusters(pd.DataFrame(originals))
-    sizes = np.bincount(cluster)
-    alarms, pairs = int((sizes * (sizes - 1) // 2).sum()), len(originals) * (len(originals) - 1) // 2
-    print(f"{len(originals)} photographs, {pairs} pairs, {alarms} of them linked")
+    return found, pictures
+
+
+def main() -> None:
+    """Print a line for each kind of copy."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder with photographs of different people")
+    parser.add_argument("--images", type=int, default=500, help="number of photographs that are copied")
+    options = parser.parse_args()
+    finder = faces.finder(FacesConfig())
+    originals, pictures = read_faces(options.root, finder)
+    sizes = np.bincount(duplicates.clusters(pd.DataFrame(originals)))
+    linked_pairs, pairs = int((sizes * (sizes - 1) // 2).sum()), len(originals) * (len(originals) - 1) // 2
+    print(f"{len(originals)} photographs, {pairs} pairs, {linked_pairs} of them linked")
     found_share = {}
-    step = max(1, len(originals) // options.images)
+    copied = range(0, len(originals), max(1, len(originals) // options.images))
     for name, change in COPIES.items():
-        copies = [(i, looks(change(pictures[i]), finder)) for i in range(0, len(originals), step)]
-        seen = [(i, c) for i, c in copies if c is not None]
-        linked = duplicates.clusters(pd.DataFrame([*originals, *(c for _, c in seen)]))
-        hits = sum(linked[i] == linked[len(originals) + k] for k, (i, _) in enumerate(seen))
-        found_share[name] = round(hits / len(seen), 3)
-        print(f"{name:28} {hits} of {len(seen)} copies found ({hits / len(seen):.1%}); "
-              f"{len(copies) - len(seen)} without a face", flush=True)
-    print(json.dumps({"pairs": pairs, "linked_pairs": alarms, "found": found_share}))
+        copies = [(original, features(change(pictures[original]), finder)) for original in copied]
+        with_face = [(original, copy) for original, copy in copies if copy is not None]
+        cluster = duplicates.clusters(pd.DataFrame([*originals, *(copy for _, copy in with_face)]))
+        hits = sum(cluster[original] == cluster[len(originals) + number]
+                   for number, (original, _) in enumerate(with_face))
+        found_share[name] = round(hits / len(with_face), 3)
+        print(f"{name:28} {hits} of {len(with_face)} copies found ({hits / len(with_face):.1%}); "
+              f"{len(copies) - len(with_face)} without a face", flush=True)
+    print(json.dumps({"pairs": pairs, "linked_pairs": linked_pairs, "found": found_share}))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import documented
 import numpy as np
 import pytest
 from cluster.conftest import environment, ray_on
+from cluster_files import VALUES
 
 from fer_ray.data import sample
 from fer_ray.data.manifest import EXPRESSIONS
@@ -29,9 +30,6 @@ SMALL = ("--train.backbone timm:test_resnet --train.weights none --train.epochs 
 # What the text around a command says that it needs beside what stands in it.
 MORE = {"python jobs/audit.py --labels": "--data.root faces"}
 COMMANDS = [c for c in documented.commands() if documented.treatment(c.text)[0] in ("run", "help")]
-VARIABLES = {"ACCOUNT_ID": "123456789012", "REGION": "eu-central-1", "BUCKET": "my-bucket", "PREFIX": "fer",
-             "AMI_ID": "ami-0123456789abcdef0", "SECURITY_GROUP_ID": "sg-0123456789abcdef0",
-             "SSH_CIDR": "198.51.100.7/32"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +50,7 @@ def clone(tmp_path_factory, sample_of):
     (folder / ".venv/.fer_ray_setup").write_text(hashlib.sha256(b"".join(pins)).hexdigest())
     sample_of(folder / "faces", people=3)
     draw_photographs(folder / "photographs")
-    shell = environment() | VARIABLES | {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "FER_DATA": "faces"}
+    shell = environment() | VALUES | {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "FER_DATA": "faces"}
     return SimpleNamespace(folder=folder, shell=shell)
 
 
