@@ -1,7 +1,9 @@
-"""What the layouts share: walking folders that people have copied, zipped and opened on other systems.
+"""What the layouts share: reading folders and label files that people have copied, zipped and opened elsewhere.
 
 Names in a data set are data. A name or link that leads out of the data set's folder leads nowhere: a table or a label
 is taken as absent, an image is rejected with that reason, and neither is opened.
+
+A folder or file that is there but cannot be read is an error that names it: its images would be missing without a word.
 """
 
 from __future__ import annotations
@@ -10,59 +12,130 @@ import functools
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fer_ray.data.manifest import NOT_THERE, OUTSIDE, DataError
+from fer_ray.data.manifest import NOT_THERE, OUTSIDE, UNREADABLE, DataError
 
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split())
+# How data sets call their splits, and how we do.
 OFFICIAL = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
             "publictest": "val", "test": "test", "testing": "test", "privatetest": "test"}
 DRAWN_MARKER = "sample.json"  # says from which arguments a folder of drawn faces was made; written last
-_JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+# What operating systems leave in folders; only root may enter lost+found.
+_JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found"}
 
 
 def is_junk(name: str) -> bool:
-    """Whether a system put it there: `.DS_Store`, `._photo.jpg`, `__MACOSX`."""
+    """Whether an operating system put it there: `.DS_Store`, `._photo.jpg`, `__MACOSX`."""
     return name.startswith(".") or name in _JUNK
 
 
+# --- folders -------------------------------------------------------------------------------------------
+
+
+def entries(folder: Path) -> list[os.DirEntry]:
+    """What lies directly in a folder, sorted by name, without junk. Raises: DataError if it cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((entry for entry in found if not is_junk(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: this folder cannot be read ({error.strerror}), so nobody knows what is in it; "
+                        "make it readable, or move it out of the data set") from None
+
+
 def folders(root: Path) -> list[Path]:
-    """Folders directly in `root`, sorted, without junk."""
-    return sorted(p for p in root.iterdir() if p.is_dir() and not is_junk(p.name))
+    """Folders directly in `root`, sorted, without junk; links to folders too."""
+    return [Path(entry.path) for entry in entries(root) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder or a link to one; not `entry.is_dir()`, which raises for a link to itself."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
+
+
+def names(folder: Path) -> list[str]:
+    """Names of what lies directly in a folder, sorted, without junk; none if there is no such folder."""
+    return [entry.name for entry in entries(folder)] if os.path.isdir(folder) else []
 
 
 def files(root: Path) -> Iterator[Path]:
-    """All files below `root`, sorted, without junk."""
-    for folder, names, found in os.walk(root):
-        names[:] = sorted(n for n in names if not is_junk(n))
-        yield from (Path(folder, n) for n in sorted(found) if not is_junk(n))
+    """All files below `root`, in the order of their names, without junk. Links to folders are not followed."""
+    inside = []
+    for entry in entries(root):
+        if entry.is_dir(follow_symlinks=False):
+            inside.append(Path(entry.path))
+        elif not _is_folder(entry):
+            yield Path(entry.path)
+    for folder in inside:
+        yield from files(folder)
 
 
 def images(root: Path) -> Iterator[Path]:
     """Image files below `root`, by their extension."""
-    return (p for p in files(root) if p.suffix.lower() in IMAGE_SUFFIXES)
+    return (path for path in files(root) if is_image(path))
+
+
+def is_image(path: Path) -> bool:
+    """Whether the extension is that of an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def tables(root: Path, *suffixes: str) -> list[Path]:
+    """Files with these extensions in the root or one folder down, sorted; none that a link takes out of the root."""
+    places = [root, *folders(root)]
+    found = [place / name for place in places for name in names(place) if os.path.splitext(name)[1] in suffixes]
+    return sorted(path for path in found if os.path.isfile(path) and stays_inside(path, root))
+
+
+def find(root: Path, *wanted: str, depth: int = 2) -> Path | None:
+    """The first folder or file with one of the names, at most `depth` folders below the root; the highest wins."""
+    level = [root]
+    for _ in range(depth + 1):
+        for folder in level:
+            for name in wanted:
+                if stays_inside(folder / name, root):
+                    return folder / name
+        level = [inner for folder in level for inner in folders(folder)]
+    return None
+
+
+def is_drawn_sample(folder: Path) -> bool:
+    """Whether `sample.write_sample` has filled the folder."""
+    try:
+        found = json.loads((folder / DRAWN_MARKER).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.keys() == {"version", "subjects", "seed"}
+
+
+# --- links ---------------------------------------------------------------------------------------------
 
 
 def gate(*roots: Path) -> Callable[[Path], str | None]:
-    """A function that says why a path is not to be opened: it leaves the `roots`, or no file is there. None: it may.
+    """A function that tells why a path must not be opened, as a reason for the manifest; None if it may be.
 
-    The roots are the user's and may be links themselves.
+    It must not if it leads out of all `roots`, which may be links themselves, since the user named them, or if no
+    regular file is there.
     """
     inside = [os.path.realpath(root) for root in roots]
-    real_folder = functools.cache(os.path.realpath)  # thousands of images share one
+    real_folder = functools.cache(os.path.realpath)  # thousands of images lie in one folder
 
-    def refused(path: Path) -> str | None:
+    def refusal(path: Path) -> str | None:
         folder, name = os.path.split(path)
         try:
             real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(folder), name)
-        except ValueError:  # a name with a zero byte is none
+            if not any(_is_below(real, root) for root in inside):
+                return OUTSIDE
+            # reading a pipe or a device may never end
+            return None if stat.S_ISREG(os.stat(path).st_mode) else NOT_THERE
+        except PermissionError:
+            return UNREADABLE
+        except (OSError, ValueError):  # ValueError: a name with a zero byte is none
             return NOT_THERE
-        if not any(_is_below(real, root) for root in inside):
-            return OUTSIDE
-        return None if os.path.isfile(path) else NOT_THERE  # reading a pipe or a device may never end
 
-    return refused
+    return refusal
 
 
 def stays_inside(path: Path, root: Path) -> bool:
@@ -74,31 +147,32 @@ def _is_below(path: str, folder: str) -> bool:
     return (path + "/").startswith(folder.rstrip("/") + "/")
 
 
-def tables(root: Path, *suffixes: str) -> list[Path]:
-    """Tables in the root or one folder down, sorted, without junk."""
-    return sorted(p for pattern in ("*", "*/*") for p in root.glob(pattern)
-                  if p.suffix in suffixes and not is_junk(p.name) and os.path.isfile(p) and stays_inside(p, root))
+# --- label files ---------------------------------------------------------------------------------------
 
 
-def find(root: Path, *names: str, depth: int = 2) -> Path | None:
-    """The first folder or file of one of the names, at most `depth` folders below the root; the highest wins."""
-    level = [root]
-    for _ in range(depth + 1):
-        for folder in level:
-            for name in names:
-                if stays_inside(folder / name, root):
-                    return folder / name
-        level = [f for folder in level for f in folders(folder)]
-    return None
-
-
-def is_drawn_sample(folder: Path) -> bool:
-    """Whether `sample.write_sample` has filled the folder."""
+def read_text(file: Path) -> str:
+    """A small text file, without a byte order mark. Raises: DataError if it cannot be read or is no UTF-8."""
     try:
-        found = json.loads((folder / DRAWN_MARKER).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.keys() == {"version", "subjects", "seed"}
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+    return decode(content, str(file))
+
+
+def decode(content: bytes, where: str) -> str:
+    """UTF-8 bytes as text, without a byte order mark. `where` names the file. Raises: DataError for anything else."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{where}: is UTF-16 text; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: is no UTF-8 text (byte 0x{content[error.start]:02x} at {error.start}); save it as "
+                        "UTF-8") from None
+
+
+def whole_number(text: str) -> int | None:
+    """The number that `0`, `7` or `12` spells; None for everything else that `int` accepts: `1_0`, ` 7`, `-3`."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def compile_pattern(pattern: str, key: str) -> re.Pattern | None:
@@ -115,6 +189,6 @@ def compile_pattern(pattern: str, key: str) -> re.Pattern | None:
 
 
 def subject_in(name: str, pattern: re.Pattern | None) -> str | None:
-    """What the pattern finds in a name; spelled in one case, since file names mix cases."""
+    """The subject that the pattern finds in a name, or None; in lower case, since file names mix cases."""
     match = pattern.search(name) if pattern else None
     return match[1].casefold() if match and match[1] else None

@@ -35,6 +35,7 @@ DRAWN = " (drawn sample)"
 
 # Reasons of images that were not opened, and must not be.
 NOT_THERE, OUTSIDE = "file not found", "path leaves the data set's folder"
+UNREADABLE = "cannot be read: Permission denied"  # as pixels.ImageError has it
 
 
 class DataError(UserError):

@@ -10,27 +10,28 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from fer_ray.config import DataConfig, SourceConfig
+from fer_ray.config import DataConfig, Kind, SourceConfig
 from fer_ray.data import listing, pixels
 from fer_ray.data.manifest import DRAWN, DataError, Manifest, build, merge, printable
 
-PARTICULAR = ("ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet")
-GENERAL = ("table", "folder")
+# Layouts that only one data set has, and layouts that any data set may have.
+PARTICULAR: tuple[Kind, ...] = ("ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet")
+GENERAL: tuple[Kind, ...] = ("table", "folder")
 TITLES = {"ckplus": "CK+", "jaffe": "JAFFE"}  # of the data sets whose layouts the drawn sample has
 
 
 def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
     """The manifest of `data.sources` below `data.root`, or of `data.root` itself.
 
-    Raises: DataError when a folder is missing, its content is not what the kind promises, or a data set cannot be
-        split as wished.
+    Raises:
+        DataError: a folder is missing or cannot be read, its content is not what the kind promises, or a data set
+            cannot be split by `split_by`.
     """
-    if not data.root or "$" in data.root:  # variables that are set were expanded with all paths of the configuration
-        raise DataError(f"data.root: {data.root!r} is not set; give the data set's folder by --data.root")
-    root = Path(data.root)
-    sources = [s for source in data.sources or [SourceConfig(data.kind, ".")] for s in _concrete(source, root, data)]
-    names = [s.name or s.kind for s in sources]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
+    root = _folder_of("data.root", data.root, "give the data set's folder by --data.root")
+    sources = [concrete for source in data.sources or [SourceConfig(data.kind, ".")]
+               for concrete in _concrete(source, root, data)]
+    names = [source.name or source.kind for source in sources]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"data.sources: {', '.join(twice)} stands there twice; give each source a name")
     for source in sources:
         why = getattr(_adapter(source.kind), "NO_SUBJECTS", "")
@@ -40,25 +41,42 @@ def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
     if not found.rows.num_rows:
         reasons = sorted(set(found.rejected.column("reason").to_pylist()))
         raise DataError(f"{root}: no usable image ({'; '.join(reasons) or 'nothing of this layout'})")
+    _check_no_image_twice(found)
     return exclude(found, data.exclude) if data.exclude else found
 
 
-def find_images(place: str) -> list[tuple[str, str | None]]:
+def find_images(path: str) -> list[tuple[str, str | None]]:
     """The manifest's name of each image file below a folder (or of one file), and the reason if it must not be opened.
 
-    Raises: DataError if nothing is there.
+    Raises: DataError if nothing is there, or a folder cannot be read.
     """
-    if not place or "$" in place:
-        raise DataError(f"predict.images: {place!r} is not set; give a folder of images, or one image")
-    root = Path(place)
-    if root.is_file():
+    root = _folder_of("predict.images", path, "give a folder of images, or one image")
+    if os.path.isfile(root):
         return [(pixels.name_of(root), None)]
-    refused = listing.gate(root)
-    found = [(pixels.name_of(path), refused(path)) for path in listing.images(root)]
+    if not os.path.isdir(root):
+        raise DataError(f"{root}: no such folder or image")
+    refusal = listing.gate(root)
+    found = [(pixels.name_of(image), refusal(image)) for image in listing.images(root)]
     if not found:
-        raise DataError(f"{root}: {'no image file below it' if root.is_dir() else 'no such folder or image'}; known "
-                        f"extensions: {' '.join(sorted(listing.IMAGE_SUFFIXES))}")
+        raise DataError(f"{root}: no image file below it; known extensions: {' '.join(sorted(listing.IMAGE_SUFFIXES))}")
     return found
+
+
+def _folder_of(key: str, path: str, hint: str) -> Path:
+    """The path at configuration key `key`, which the options have made absolute. Raises: DataError with the hint."""
+    if not path or "$" in path:  # a variable that is still there is not set
+        raise DataError(f"{key}: {path!r} is not set; {hint}")
+    return Path(path)
+
+
+def _check_no_image_twice(found: Manifest) -> None:
+    """An image of two data sets would count twice, and by image could be in two splits. Raises: DataError."""
+    images, datasets = (found.rows.column(name).to_pylist() for name in ("image", "dataset"))
+    first_of: dict[str, str] = {}
+    for image, dataset in zip(images, datasets, strict=True):
+        if first_of.setdefault(image, dataset) != dataset:
+            raise DataError(f"data.sources: {image} is in {first_of[image]} and in {dataset}; remove one of these "
+                            "sources, or give them folders that do not overlap")
 
 
 def exclude(found: Manifest, file: str) -> Manifest:
@@ -83,8 +101,11 @@ def exclude(found: Manifest, file: str) -> Manifest:
     return Manifest(found.rows.set_column(place, "excluded", pa.array(reasons, pa.string())), found.rejected)
 
 
-def recognise(root: Path, data: DataConfig) -> list[tuple[str, str]]:
-    """(kind, what was seen) of every layout at `root`. A folder or a table counts only where nothing particular is."""
+def recognise(root: Path, data: DataConfig) -> list[tuple[Kind, str]]:
+    """Every layout at `root`, as (kind, what was seen).
+
+    A folder of classes or a table counts only where no layout of a particular data set is.
+    """
     seen = [(kind, what) for kind in PARTICULAR if (what := _adapter(kind).recognise(root))]
     if not seen:
         seen = [(kind, what) for kind in GENERAL if (what := _adapter(kind).recognise(root, data))][:1]
@@ -109,7 +130,7 @@ def _recognised(source: SourceConfig, root: Path, data: DataConfig) -> list[Sour
 
         sample.write_sample(folder, data.sample.subjects, data.sample.seed)
         return [SourceConfig("ckplus", str(folder / "CK+")), SourceConfig("jaffe", str(folder / "jaffe"))]
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"data.root: {folder} is not a folder; give the folder of the {source.kind} data set")
     if source.kind != "auto":
         return [SourceConfig(source.kind, str(folder), source.name)]
@@ -132,15 +153,31 @@ def _read(source: SourceConfig, root: Path, data: DataConfig) -> Manifest:
     options = data if source.kind in GENERAL else getattr(data, source.kind, None)
     rows, rejected = adapter.read(root, options)
     name = source.name or source.kind
-    refused = listing.gate(root, *(adapter.elsewhere(root, data) if source.kind == "table" else []))
+    refusal = listing.gate(root, *(adapter.elsewhere(root, data) if source.kind == "table" else []))
     kept = rows + rejected
     for row in kept:
         if isinstance(row["image"], Path):
-            if why := refused(row["image"]):  # before any other reason: the report shows what other reasons left out
+            if why := refusal(row["image"]):  # before any other reason: the report shows what other reasons left out
                 row["reason"] = why
             row["image"] = pixels.name_of(row["image"])
+    _reject_repeated(kept)
     return build([r for r in kept if "reason" not in r], [r for r in kept if "reason" in r], name,
                  getattr(adapter, "PEOPLE", name))
+
+
+def _reject_repeated(rows: list[dict]) -> None:
+    """Of images that a data set lists several times keep the first row; none if the rows contradict each other."""
+    by_image: dict[str, list[dict]] = {}
+    for row in rows:
+        if "reason" not in row:
+            by_image.setdefault(row["image"], []).append(row)
+    for found in by_image.values():
+        if len(found) > 1:
+            reasons = [f"conflicting {title}: {', '.join(sorted(values))}"
+                       for title, column in (("labels", "expression"), ("people", "subject"), ("splits", "official"))
+                       if len(values := {str(row.get(column)) for row in found}) > 1]
+            for row in found if reasons else found[1:]:
+                row["reason"] = reasons[0] if reasons else "listed twice"
 
 
 def _adapter(kind: str):

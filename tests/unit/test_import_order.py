@@ -26,6 +26,7 @@ ORDER = {
     "data.manifest": False,
     "data.listing": False,
     "data.pixels": False,
+    "data.tables": False,
     "data.layouts": False,
     "data.sample": False,
     "data.sources": False,

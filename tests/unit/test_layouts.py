@@ -61,13 +61,39 @@ def test_ckplus_nested_with_colour_and_junk_and_a_label_without_sequence(tmp_pat
     assert reasons(rejected)["sequence without label"] == 77 and reasons(rejected)["label without its sequence"] == 1
 
 
-@pytest.mark.parametrize("text", ["   nine\n", "8.0", "", "nan", "1e999"])
+@pytest.mark.parametrize("text", ["   nine\n", "8.0", "", "nan", "1e999", "2.7", "-0.5", "0_3", "3 5", "1e-1", "٣"])
 def test_ckplus_damaged_label_names_the_file(tmp_path, text):
     put(tmp_path / "cohn-kanade-images/S005/001/S005_001_00000001.png")
     (tmp_path / "Emotion/S005/001").mkdir(parents=True)
     (tmp_path / "Emotion/S005/001/S005_001_00000001_emotion.txt").write_text(text)
-    with pytest.raises(DataError, match="emotion.txt: .* number from 0 to 7"):
+    with pytest.raises(DataError, match=f"emotion.txt: '{text.strip()}' is no emotion code; right is a whole number"):
         read(tmp_path)
+
+
+def test_ckplus_label_files_that_contradict_each_other_are_refused(tmp_path):
+    put(tmp_path / "cohn-kanade-images/S005/001/S005_001_00000001.png")
+    labels = tmp_path / "Emotion/S005/001"
+    labels.mkdir(parents=True)
+    (labels / "S005_001_00000001_emotion.txt").write_text(" 3.0 ")
+    (labels / "S005_001_00000011_emotion.txt").write_text("3")
+    assert list(read(tmp_path)[0].expression) == ["neutral"]
+    (labels / "S005_001_00000011_emotion.txt").write_text("5")
+    with pytest.raises(DataError, match="contradict each other .*001_emotion.txt says disgust, .*011.* says happiness"):
+        read(tmp_path)
+    (labels / "S005_001_00000011_emotion.txt").rename(labels / "S006_001_00000011_emotion.txt")
+    with pytest.raises(DataError, match="S006_001_00000011_emotion.txt: is named after S006/001 but .*S005/001"):
+        read(tmp_path)
+
+
+def test_ckplus_images_that_are_no_frames_of_their_folder_have_a_reason(tmp_path):
+    folder = tmp_path / "cohn-kanade-images/S005/001"
+    for name in ("S005_001_00000001.png", "S005_001_00000002.png", "S006_001_00000003.png", "snapshot.png"):
+        put(folder / name)
+    (tmp_path / "Emotion/S005/001").mkdir(parents=True)
+    (tmp_path / "Emotion/S005/001/S005_001_00000002_emotion.txt").write_text("3")
+    rows, rejected = read(tmp_path)
+    assert list(rows.expression) == ["neutral", "disgust"]
+    assert reasons(rejected) == {"frame of S006/001 in another's folder": 1, "no CK+ frame name": 1}
 
 
 @given(st.floats(0, 100), st.floats(0, 100), st.integers(1, 71))
@@ -147,6 +173,16 @@ def test_fer2013_wrong_code_names_the_row(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("votes", ["-3", "1_0", "2.5", "", "many"])
+def test_votes_that_are_no_whole_numbers_name_the_row(tmp_path, votes):
+    (tmp_path / "fer2013.csv").write_text(f"emotion,pixels,USAGE\n0,{GREY},Training\n")
+    (tmp_path / "fer2013new.csv").write_text(
+        "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n"
+        f"Training,a.png,8,{votes},0,0,0,0,0,0,0,0\n")
+    with pytest.raises(DataError, match=f"fer2013new.csv row 2: votes for happiness: '{votes}'; right is a whole"):
+        read(tmp_path)
+
+
 def test_ferplus_votes(tmp_path):
     (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n" + f"0,{GREY},Training\n" * 6)
     votes = ["fer1.png,8,0,0,1,1,0,0,0,0,0", ",0,0,0,0,0,0,0,0,0,10", "fer3.png,5,0,0,5,0,0,0,0,0,0",
@@ -181,6 +217,10 @@ def test_rafdb_list_and_numbered_folders(tmp_path):
     put(tmp_path / "b/DATASET/test/6/test_0001_aligned.jpg")
     rows, _ = read(tmp_path / "b")
     assert sorted(zip(rows.expression, rows.official, strict=True)) == [("anger", "test"), ("happiness", "train")]
+    label.write_text("train_00001.jpg 5\ntest_0002.jpg 7\ntest_0002.jpg 7\ntrain_00001.jpg 3\n")
+    rows, rejected = read(tmp_path / "a")
+    assert list(rows.expression) == ["neutral"]
+    assert reasons(rejected) == {"listed twice": 1, "conflicting labels: disgust, sadness": 2}
     label.write_text("train_00001.jpg 9\n")
     with pytest.raises(DataError, match="line 1: 'train_00001.jpg 9'.*1 to 7"):
         read(tmp_path / "a")
@@ -196,6 +236,32 @@ def test_affectnet_lists_with_boxes(tmp_path):
     rows, rejected = read(tmp_path)
     assert rows.expression[0] == "contempt" and list(rows.face[0]) == [10, 20, 100, 101] and rows.official[0] == "train"
     assert reasons(rejected) == {"file not found": 2} and set(rejected.image.str[-5:]) == {"b.jpg", "c.jpg"}
+
+
+@pytest.mark.parametrize(("box", "found"), [
+    ("10,20,100,101", [10, 20, 100, 101]), ("10.4,20,1e2,101", [10, 20, 100, 101]), (",,,", None),
+    ("NULL,NULL,NULL,NULL", None),
+    ("ten,20,100,101", "no face box: ten 20 100 101"), ("1_0,20,100,101", "no face box: 1_0 20 100 101"),
+    ("10,20,0,101", "no face box: 10 20 0 101"), ("10,20,nan,101", "no face box: 10 20 nan 101"),
+    ("10,20,1e99,101", "no face box: 10 20 1e99 101"), ("10,20,,", "no face box: 10 20 (empty) (empty)")])
+def test_affectnet_boxes_that_are_none_have_a_reason(tmp_path, box, found):
+    put(tmp_path / "a.jpg", 300), put(tmp_path / "b.jpg", 300)
+    (tmp_path / "training.csv").write_text("subDirectory_filePath,face_x,face_y,face_width,face_height,expression\n"
+                                           f"a.jpg,{box},7\nb.jpg,1,1,9,9,2\n")
+    rows, rejected = read(tmp_path)
+    if isinstance(found, str):
+        assert reasons(rejected) == {found: 1} and len(rows) == 1
+    else:
+        assert rejected.empty and (rows.face[0] is None if found is None else list(rows.face[0]) == found)
+
+
+@pytest.mark.parametrize("code", [2.7, -1, np.nan, "1_0", [1, 2], True, 11])
+def test_affectnet_annotations_that_are_no_code_name_the_file(tmp_path, code):
+    put(tmp_path / "train_set/images/0.jpg")
+    (tmp_path / "train_set/annotations").mkdir()
+    np.save(tmp_path / "train_set/annotations/0_exp.npy", np.array(code))
+    with pytest.raises(DataError, match="0_exp.npy: "):
+        read(tmp_path)
 
 
 def test_affectnet_annotations(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 
@@ -12,21 +11,22 @@ from fer_ray.data.manifest import DataError, canonical_expression
 
 LOOKS = "anger/S010_004_00000017.png"
 PEOPLE = "ckplus"  # S010 is the same person in both
+NAMES_READ = 20  # of each folder, to recognise it
 
 
 def recognise(root: Path) -> str | None:
     """Class folders with CK+ frame names."""
-    place = _place(root)
-    return f"CK+ frames in {', '.join(p.name + '/' for p in listing.folders(place)[:3])}..." if place else None
+    folder = _classes(root)
+    return f"CK+ frames in {', '.join(p.name + '/' for p in listing.folders(folder)[:3])}..." if folder else None
 
 
 def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
     """Every frame below its class folder. Raises: DataError if there is none, or for an unknown class."""
-    place = _place(root)
-    if place is None:
+    classes = _classes(root)
+    if classes is None:
         raise DataError(f"{root}: no CK+48 frame found; they look like {LOOKS}")
     rows, rejected = [], []
-    for folder in listing.folders(place):
+    for folder in listing.folders(classes):
         expression = canonical_expression(folder.name, str(folder))
         for path in listing.files(folder):
             if match := FRAME.match(path.name):
@@ -38,11 +38,12 @@ def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
     return rows, rejected
 
 
-def _place(root: Path) -> Path | None:
+def _classes(root: Path) -> Path | None:
+    """The root or the folder in it whose folders all hold CK+ frames directly."""
     for place in (root, *listing.folders(root)):
         inner = listing.folders(place)
-        # directly inside: below CK+'s own folders lie subjects
-        frames = [any(FRAME.match(p.name) for p in itertools.islice(f.iterdir(), 20)) for f in inner]
-        if frames and all(frames) and not any(re.fullmatch(r"\d+", f.name) for f in inner):
+        has_frames = [any(FRAME.match(name) for name in listing.names(f)[:NAMES_READ]) for f in inner]
+        # In CK+ itself the frames lie in numbered folders, one for each sequence.
+        if has_frames and all(has_frames) and not any(re.fullmatch(r"\d+", f.name) for f in inner):
             return place
     return None

@@ -9,8 +9,8 @@ from fer_ray.data import listing
 from fer_ray.data.manifest import DataError
 
 LOOKS = "KA.AN1.39.tiff"
-PEOPLE = "jaffe"
-# some copies carry double extensions such as KA.AN1.39.tiff.bmp
+PEOPLE = "jaffe"  # whatever name the source has: two copies show the same people
+# Some copies have double extensions such as KA.AN1.39.tiff.bmp.
 NAME = re.compile(r"^([A-Z]{2})\.(AN|DI|FE|HA|NE|SA|SU)(\d)\.(\d+)(?:\.tiff?)?\.(tiff?|jpg|png|bmp)$", re.IGNORECASE)
 CODES = {"AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": "neutral", "SA": "sadness",
          "SU": "surprise"}
@@ -18,21 +18,21 @@ CODES = {"AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": 
 
 def recognise(root: Path) -> str | None:
     """Its file names, at most two folders down."""
-    for place in (root, *(f for pattern in ("*", "*/*") for f in sorted(root.glob(pattern)) if f.is_dir())):
-        names = [p.name for p in place.iterdir() if NAME.match(p.name)]
-        if names:
-            return f"{len(names)} names like {min(names)}"
+    first = listing.folders(root)
+    for folder in (root, *first, *(inner for outer in first for inner in listing.folders(outer))):
+        if matching := [name for name in listing.names(folder) if NAME.match(name)]:
+            return f"{len(matching)} names like {matching[0]}"
     return None
 
 
 def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
     """Every JAFFE image below `root`, however nested. Raises: DataError if there is none."""
-    rows, rejected, seen = [], [], {}
+    rows, rejected, first_of = [], [], {}
     for path in listing.files(root):
         if match := NAME.match(path.name):
-            person, code, take, serial, _ = (g.upper() for g in match.groups())
+            person, code, take, serial, _ = (group.upper() for group in match.groups())
             row = {"image": path, "expression": CODES[code], "subject": person}
-            first = seen.setdefault((person, code, take, serial), path)
+            first = first_of.setdefault((person, code, take, serial), path)
             if first != path:
                 rejected.append(row | {"reason": f"the same image as {first.name}"})
             else:

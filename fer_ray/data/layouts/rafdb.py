@@ -5,6 +5,7 @@ Also the copy on Kaggle, `DATASET/train/4/train_00123_aligned.jpg`. The set name
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fer_ray.data.manifest import DataError
 LOOKS = "list_patition_label.txt with Image/aligned/train_00001_aligned.jpg"
 LISTS = ("list_patition_label.txt", "list_partition_label.txt")
 CODES = {"1": "surprise", "2": "fear", "3": "disgust", "4": "happiness", "5": "sadness", "6": "anger", "7": "neutral"}
+SPLITS = ("train", "test")
 NAME = re.compile(r"^(train|test)_\d+(_aligned)?\.(jpg|png)$")
 
 
@@ -21,7 +23,7 @@ def recognise(root: Path) -> str | None:
     """The list of labels, or its pictures in numbered folders."""
     if found := listing.find(root, *LISTS):
         return found.name
-    return "train_*_aligned.jpg in numbered folders" if _numbered(root) else None
+    return "train_*_aligned.jpg in numbered folders" if _numbered_root(root) else None
 
 
 def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
@@ -34,7 +36,7 @@ def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
         return _read_numbered(root)
     rows, rejected = [], []
     aligned, original = listing.find(root, "aligned", depth=3), listing.find(root, "original", depth=3)
-    for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(listing.read_text(file).splitlines(), start=1):
         if not line.strip():
             continue
         name, _, code = line.strip().rpartition(" ")
@@ -44,7 +46,7 @@ def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
         stem, dot, suffix = name.rpartition(".")
         choices = [(folder / picture, cropped) for folder, picture, cropped in
                    ((aligned, f"{stem}_aligned{dot}{suffix}", True), (original, name, False)) if folder]
-        found = next(((p, c) for p, c in choices if p.is_file()), None)
+        found = next(((path, cropped) for path, cropped in choices if os.path.isfile(path)), None)
         if found:
             rows.append(row | {"image": found[0], "cropped": found[1]})
         else:
@@ -53,20 +55,26 @@ def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
     return rows, rejected
 
 
-def _numbered(root: Path) -> Path | None:
+def _numbered_root(root: Path) -> Path | None:
+    """The folder, the root or one in it, that has `train/1` to `test/7` with pictures of RAF-DB in them."""
     for place in (root, *listing.folders(root)):
-        if any((place / split / code).is_dir() and any(NAME.match(p.name) for p in (place / split / code).iterdir())
-               for split in ("train", "test") for code in CODES):
+        if any(NAME.match(name) for split in SPLITS for code in CODES for name in listing.names(place / split / code)):
             return place
     return None
 
 
 def _read_numbered(root: Path) -> tuple[list[dict], list[dict]]:
-    place = _numbered(root)
+    place = _numbered_root(root)
     if place is None:
         raise DataError(f"{root}: no RAF-DB; it has {LOOKS}")
-    rows = [{"image": path, "expression": expression, "official": split, "cropped": "_aligned" in path.name}
-            for split in ("train", "test") for code, expression in CODES.items()
-            if (place / split / code).is_dir()
-            for path in listing.images(place / split / code) if NAME.match(path.name)]
-    return rows, []
+    rows, rejected = [], []
+    for split in SPLITS:
+        for code, expression in CODES.items():
+            folder = place / split / code
+            for path in listing.images(folder) if os.path.isdir(folder) else ():
+                row = {"image": path, "expression": expression, "official": split, "cropped": "_aligned" in path.name}
+                if NAME.match(path.name):
+                    rows.append(row)
+                else:
+                    rejected.append(row | {"reason": "no RAF-DB name"})
+    return rows, rejected

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray.config import DataConfig, TableConfig
-from fer_ray.data import listing, pixels
+from fer_ray.data import listing, pixels, tables
 from fer_ray.data.manifest import DataError, canonical_expression, read_parquet
 
 LOOKS = "one CSV or Parquet file with the columns of data.table"
@@ -23,11 +24,11 @@ def recognise(root: Path, data: DataConfig) -> str | None:
         columns = _columns(file)
     except DataError:
         return None
-    return file.name if all(c in columns for c in _needed(data.table)) else None
+    return file.name if all(column in columns for column in _needed(data.table)) else None
 
 
 def read(root: Path, data: DataConfig) -> tuple[list[dict], list[dict]]:
-    """One row an image. A name listed twice counts once; with two different labels it is rejected.
+    """A row for each row of the table.
 
     Raises: DataError for a missing table, column or image folder, an unknown label or an unknown split.
     """
@@ -37,29 +38,23 @@ def read(root: Path, data: DataConfig) -> tuple[list[dict], list[dict]]:
         if column not in columns:
             raise DataError(f"{file}: no column {column!r}; its columns are {', '.join(columns)}")
     folder = root / options.images
-    if not options.pixels_column and not folder.is_dir():
+    if not options.pixels_column and not os.path.isdir(folder):
         raise DataError(f"{folder} is not a folder (data.table.images)")
     pattern = listing.compile_pattern(options.subject_pattern, "data.table.subject_pattern")
-    listed: dict[str | Path, list[dict]] = {}
+    found = []
     for inside, number, row in _rows(file, options, columns):
         where = f"{file} row {number}"
-        name = str(row.get(options.image_column, ""))
-        subject = str(row[options.subject_column]).casefold() if options.subject_column else ""
-        listed.setdefault(inside or folder / name, []).append({
+        name = row.get(options.image_column, "")
+        subject = row[options.subject_column].casefold() if options.subject_column else ""
+        groups = {column: row[column] for column in options.group_columns}
+        found.append({
+            "image": inside or folder / name,
             "expression": canonical_expression(row[options.expression_column], where, data.names),
             "subject": subject or listing.subject_in(Path(name).name, pattern),
-            "groups": json.dumps({c: str(row[c]) for c in options.group_columns}) if options.group_columns else None,
-            "official": _official(row, options, where), "cropped": bool(inside) and file.suffix == ".csv"})
-    rows, rejected = [], []
-    for image, found in listed.items():
-        labels = sorted({f["expression"] for f in found})
-        row = {"image": image, **found[-1]}
-        if len(labels) > 1:
-            rejected += [row | f | {"reason": f"conflicting labels: {', '.join(labels)}"} for f in found]
-        else:
-            rejected += [row | {"reason": "listed twice"}] * (len(found) - 1)
-            rows.append(row)
-    return rows, [dict(r) for r in rejected]
+            "groups": json.dumps(groups) if groups else None,
+            "official": _official(row, options, where),
+            "cropped": bool(inside) and file.suffix == ".csv"})  # text of grey values is that of faces, as in FER2013
+    return found, []
 
 
 def elsewhere(root: Path, data: DataConfig) -> list[Path]:
@@ -69,22 +64,22 @@ def elsewhere(root: Path, data: DataConfig) -> list[Path]:
 
 
 def _needed(options: TableConfig) -> list[str]:
-    return [c for c in (options.pixels_column or options.image_column, options.expression_column,
-                        options.subject_column, options.split_column, *options.group_columns) if c]
+    return [column for column in (options.pixels_column or options.image_column, options.expression_column,
+                                  options.subject_column, options.split_column, *options.group_columns) if column]
 
 
-def _official(row: dict, options: TableConfig, where: str) -> str | None:
+def _official(row: dict[str, str], options: TableConfig, where: str) -> str | None:
     if not options.split_column:
         return None
-    value = str(row[options.split_column]).strip()
+    value = row[options.split_column].strip()
     if value.casefold() not in listing.OFFICIAL:
-        raise DataError(f"{where}: split {value!r}; right is train, val or test")
+        raise DataError(f"{where}: split {value[:40]!r}; right is train, val or test")
     return listing.OFFICIAL[value.casefold()]
 
 
 def _find(root: Path, file: str) -> Path:
     if file:
-        if not (root / file).is_file():
+        if not os.path.isfile(root / file):
             raise DataError(f"{root / file}: no such table (data.table.file)")
         return root / file
     found = listing.tables(root, ".csv", ".parquet")
@@ -94,28 +89,34 @@ def _find(root: Path, file: str) -> Path:
 
 
 def _columns(file: Path) -> list[str]:
+    if file.suffix != ".parquet":
+        return tables.header(file)
     try:
-        if file.suffix == ".parquet":
-            return pq.read_schema(file).names
-        with open(file, encoding="utf-8-sig") as stream:
-            return [c.strip().strip('"') for c in stream.readline().rstrip("\n").split(",")]
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: not a readable table ({error})") from None
+        return pq.read_schema(file).names
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: not a readable Parquet file ({_one_line(error)})") from None
 
 
-def _rows(file: Path, options: TableConfig, columns: list[str]):
-    """(name of the pixels inside the table or None, row number as an editor counts, values) of every row."""
+def _rows(file: Path, options: TableConfig, columns: list[str]) -> Iterator[tuple[str | None, int, dict[str, str]]]:
+    """Of every row the name of the pixels inside the table or None, its number, and its values as text by column.
+
+    The number is that of an editor in a CSV (the header is 1), and counts from 0 in Parquet.
+    """
     inside = options.pixels_column
     if file.suffix == ".parquet":
         wanted = {*_needed(options), options.image_column} - {inside}
-        table = read_parquet(file, [c for c in columns if c in wanted])
+        try:
+            table = read_parquet(file, [column for column in columns if column in wanted])
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{file}: not a readable Parquet file ({_one_line(error)})") from None
         for number, row in enumerate(table.to_pylist()):
-            yield f"{pixels.name_of(file)}#row={number:09d},column={inside}" if inside else None, number, row
+            # A missing value must not become a person called "None" or "nan".
+            values = {column: "" if value is None or value != value else str(value) for column, value in row.items()}
+            yield f"{pixels.name_of(file)}#row={number:09d},column={inside}" if inside else None, number, values
         return
-    try:
-        for image, number, row in pixels.csv_rows(file):
-            if len(row) < len(columns):
-                raise DataError(f"{file} row {number}: {len(row)} values, the header has {len(columns)}")
-            yield f"{image},column={columns.index(inside)}" if inside else None, number, row
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    for place, number, row in tables.rows(file):
+        yield f"{place},column={columns.index(inside)}" if inside else None, number, row
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
