@@ -17,7 +17,7 @@ from fer_ray.data.sources import find_images, read_manifest
 from fer_ray.evaluate import evaluation, inference
 from fer_ray.model import augment, checkpoints, metrics, registry
 from fer_ray.report import pages, prepared_page
-from fer_ray.train import resources, schedule, training, workers
+from fer_ray.train import inputs, job, resources, schedule, training
 
 
 def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
@@ -29,7 +29,7 @@ def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
 
     for t in trainings:
         resources.are_available(t)
-        ray.get(training.load_start_state(t)[1])
+        ray.get(inputs.load_start_state(t)[1])
     uri = prepare.prepare(config, data)
     summary = storage.read_json(storage.join(uri, "prepared.json"))
     kept = {s: sum(sum(by[s].values()) for by in summary["counts"]["after"].values() if s in by)
@@ -93,7 +93,7 @@ def prepare_also(config: Config) -> dict[str, str]:
 def score(config: Config, prepared: str, also: dict[str, str]) -> str:
     """Evaluate a run and write its report; URI of result.json."""
     result, explained = evaluation.evaluate(config, prepared, also)
-    run = workers.run_uri(config)
+    run = job.run_uri(config)
     montage = prepared_page.montage(prepared, config.train.seed)
     drawn = np.stack([augment.draws(config.train.seed, epoch, np.zeros(1, int))[0] for epoch in range(8)])
     augmented = list(augment.train_transform([montage[0]["crop"]] * len(drawn), drawn))

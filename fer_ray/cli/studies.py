@@ -14,8 +14,8 @@ from fer_ray.data import prepare, prepared_set
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.evaluate import comparison, labels, protocols, results
 from fer_ray.report import figures, pages, prepared_page, score_figures, search_figures
-from fer_ray.train import batches, workers
-from fer_ray.tune import search, space
+from fer_ray.train import batches, job
+from fer_ray.tune import outcome, search, space, trial
 
 
 def run_crossval(config: Config) -> str:
@@ -40,7 +40,7 @@ def train_and_score(config: Config, views: dict[str, tuple[Config, str]], also: 
     reports = {}
     for label, (run, view) in views.items():
         stages.score(run, view, also)
-        reports[label] = results.read_report(workers.run_uri(run))
+        reports[label] = results.read_report(job.run_uri(run))
     return reports
 
 
@@ -56,7 +56,7 @@ def run_label_audit(config: Config) -> str:
     run_crossval(folds)
     prepared = prepared_set.uri_of(config)
     index = prepared_set.read_index(prepared).set_index("image")
-    predictions = protocols.pooled([workers.run_uri(run) for run in runs.values()])
+    predictions = protocols.pooled([job.run_uri(run) for run in runs.values()])
     network = labels.check_network(batches.labels_of(predictions), protocols.probabilities_of(predictions).argmax(1))
     print(f"the network that judges the labels: balanced accuracy {network['balanced_accuracy']:.3f} on images it has "
           f"not seen (chance {network['chance']:.3f})", flush=True)
@@ -94,7 +94,7 @@ def retrain_without(config: Config, prepared: str, suspects: set[str], before) -
         clean = dataclasses.replace(run, name=f"{run.name}-without")
         views[label] = clean, prepare.resplit(prepared, run.split, suspects)
     train_and_score(config, views, {})
-    after = protocols.pooled([workers.run_uri(run) for run, _ in views.values()])
+    after = protocols.pooled([job.run_uri(run) for run, _ in views.values()])
     return {key: {"all": protocols.scores_of(table, 0)["balanced_accuracy"],
                   "clean": protocols.scores_of(table[~table["image"].isin(suspects)], 0)["balanced_accuracy"]}
             for key, table in (("original", before), ("without", after))}
@@ -114,7 +114,7 @@ def run_crossdata(config: Config) -> str:
     for name, run in runs.items():
         stages.run_train(run)
         stages.score(run, prepared[name], {other: uri for other, uri in prepared.items() if other != name})
-        reports[name] = results.read_report(workers.run_uri(run))
+        reports[name] = results.read_report(job.run_uri(run))
     datasets = [dataset for report in reports.values() for dataset in report["counts"]["read"]]
     summary = {"name": config.name, "datasets": datasets, **comparison.matrix(reports), **said()}
     folder = storage.join(config.storage, "crossdata", config.name)
@@ -141,11 +141,11 @@ def run_tune(config: Config) -> str:
     prepared_set.read_index(prepared)
     connection.connect()
     found = search.search(config, prepared)
-    best = search.choose(config, found)
-    chosen = search.trial_config(config, best["number"], best["point"])
+    best = outcome.choose(config, found)
+    chosen = trial.trial_config(config, best["number"], best["point"])
     result = storage.read_json(stages.score(chosen, prepared, {}))
     folder = space.search_uri(config)
-    summary = search.summarise(config, found, best) | said() | {
+    summary = outcome.summarise(config, found, best) | said() | {
         "test": {key: result[key] for key in pages.HEADLINE}, "test_report": result["report"],
         "datasets": list(result["counts"]["read"])}
     storage.write_bytes(storage.join(folder, "tune.html"), pages.render_tune(summary).encode())

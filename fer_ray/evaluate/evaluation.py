@@ -18,7 +18,7 @@ from fer_ray.data import duplicates, prepared_set
 from fer_ray.data.manifest import EXPRESSIONS, DataError, is_drawn
 from fer_ray.evaluate import calibration, inference, results
 from fer_ray.model import checkpoints, metrics
-from fer_ray.train import batches, tracking, workers
+from fer_ray.train import batches, job, tracking
 
 PACKAGES = ("ray", "torch", "torchvision", "opencv-python-headless", "numpy", "pyarrow", "scikit-learn")
 FLOOR_C = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse strengths of regularisation that the floor tries on validation
@@ -40,7 +40,7 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     Raises: checkpoints.CheckpointError; manifest.DataError if the checkpoint was trained on another split, whose
         training images could stand in this test split, or if the test split is empty; storage.DamagedError.
     """
-    run = workers.run_uri(config)
+    run = job.run_uri(config)
     checkpoint = config.evaluate.checkpoint or checkpoints.find_best(run)
     description = checkpoints.describe(checkpoint)
     summary = storage.read_json(storage.join(prepared, "prepared.json"))

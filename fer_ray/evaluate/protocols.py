@@ -14,7 +14,7 @@ from fer_ray.data import splits
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.evaluate import results
 from fer_ray.model import metrics
-from fer_ray.train import batches, resources, training, workers
+from fer_ray.train import batches, job, live, resources, training
 
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "log_loss", "ece")
 BY_IMAGE = "by image, as in the paper"
@@ -84,7 +84,7 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
     # no CPU for the task: the workers that it starts hold them. (Ray's types know no arguments with defaults: Any)
     task: Any = ray.remote(training.train).options(num_cpus=0, max_retries=0)
     waiting, running, errors = list(runs.values()), [], []
-    with training.progress({label: workers.run_uri(config) for label, (config, _) in runs.items()}, configs[0].train):
+    with live.show({label: job.run_uri(config) for label, (config, _) in runs.items()}, configs[0].train):
         while waiting or running:
             while waiting and len(running) < parallel:
                 config, prepared = waiting.pop(0)
@@ -203,7 +203,7 @@ def summarise(config: Config, runs: dict[str, Config], reports: dict[str, dict])
                   "sd": float(np.std([row[s] for row in rows], ddof=1)) if len(rows) > 1 else None} for s in SCORES}
     together, floor, compared = None, None, None
     if config.protocol.kind == "folds":
-        together = scores_of(pooled([workers.run_uri(run) for run in runs.values()]), config.split.seed)
+        together = scores_of(pooled([job.run_uri(run) for run in runs.values()]), config.split.seed)
         if all(r["floor"] for r in reports.values()):
             confusion = np.sum([r["floor"]["confusion"] for r in reports.values()], axis=0)
             floor = {"balanced_accuracy": metrics.balanced_accuracy(confusion),
@@ -220,8 +220,8 @@ def summarise(config: Config, runs: dict[str, Config], reports: dict[str, dict])
 def _compare_runs(config: Config, runs: dict[str, Config], rows: list[dict]) -> dict:
     """`compare_sides` of these runs; withheld also if the split by subject does not keep people apart."""
     honest = [label for label in runs if label != BY_IMAGE]
-    compared = compare_sides(pooled([workers.run_uri(runs[BY_IMAGE])]),
-                             pooled([workers.run_uri(runs[label]) for label in honest]), config.split.seed)
+    compared = compare_sides(pooled([job.run_uri(runs[BY_IMAGE])]),
+                             pooled([job.run_uri(runs[label]) for label in honest]), config.split.seed)
     if any(any(row["leaks"].values()) or row["remarks"] for row in rows if row["label"] in honest):
         compared |= {"points": None,
                      "withheld": "the split by subject does not keep all people apart either (see what leaks, below)"}

@@ -96,6 +96,21 @@ def prune(run: str, num_to_keep: int) -> None:
             storage.delete_dir(checkpoint[0])
 
 
+def remove_leftovers(run: str, newest: str | None) -> None:
+    """Remove the checkpoints that a killed worker half wrote, and those that are damaged.
+
+    `prune` would take a damaged one that is further than `newest` for the latest, and remove what is worth keeping.
+
+    `newest`: of `find_latest`, when no worker of the run writes.
+    """
+    complete = {uri: _progress((uri, description)) for uri, description in _complete(run)}
+    for name in storage.list_dirs(run):
+        uri = storage.join(run, name)
+        if name.startswith("checkpoint_") and (
+                uri not in complete or newest is None or complete[uri] > complete[newest]):
+            storage.delete_dir(uri)
+
+
 def describe(uri: str) -> dict:
     """`model.json` of a checkpoint.
 

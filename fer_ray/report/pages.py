@@ -129,7 +129,7 @@ def render_matrix(summary: dict) -> str:
 
 
 def render_tune(summary: dict) -> str:
-    """The page of a search. `summary`: of `search.summarise`, with `test` and `datasets` of the chosen trial."""
+    """The page of a search. `summary`: of `outcome.summarise`, with `test` and `datasets` of the chosen trial."""
     trials = summary["trials"]
     shown = [trial for trial in trials if trial["history"]]
     rungs = figures.png(search_figures.rungs_figure(shown, summary["rungs"]))

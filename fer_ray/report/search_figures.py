@@ -9,7 +9,7 @@ MOMENTA = (0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # ticks, where they fi
 
 
 def search_figure(summary: dict):
-    """`plane_figure` and `rungs_figure` side by side, for a README. `summary`: of `search.summarise`."""
+    """`plane_figure` and `rungs_figure` side by side, for a README. `summary`: of `outcome.summarise`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.4), layout="constrained")

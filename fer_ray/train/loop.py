@@ -1,4 +1,4 @@
-"""`fit`, the loop that every worker runs, whatever runs the worker: a task, Ray Train's group, or a Ray Tune trial."""
+"""`fit`, the loop that every training worker runs, whatever runs the worker: a Ray task, Ray Train or Ray Tune."""
 
 from __future__ import annotations
 
@@ -6,179 +6,223 @@ import contextlib
 import math
 import tempfile
 import time
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TypedDict
 
 import cv2
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from fer_ray import scratch, storage
-from fer_ray.config import TrainConfig
+from fer_ray.config import TrainConfig, to_dict
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.model import backbones, checkpoints, metrics
-from fer_ray.train import batches, schedule, tracking
+from fer_ray.train import batches, live, schedule, tracking
+from fer_ray.train.job import SplitInput, TrainJob
 
 NUM_CLASSES = len(EXPRESSIONS)
-ON_DEVICE_SHARE = 0.25  # of a GPU's free memory that a split may take
+ON_DEVICE_SHARE = 0.25  # of a GPU's free memory that a split may take; the network's activations need the rest
 
 
-class Place(Protocol):
-    """Where a worker runs. `rank` of `world` workers, each on its `device`."""
+class Worker(Protocol):
+    """What `fit` needs to know of the worker that runs it, and whom it reports to."""
 
     rank: int
+    """Number of this worker, from 0. Rank 0 keeps checkpoints and numbers."""
     world: int
+    """Number of workers."""
     device: torch.device
+    """Where this worker computes."""
 
-    def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """The network with its gradients averaged over the workers."""
 
-    def report(self, numbers: dict, folder: str | None) -> None:
-        """Take the numbers of an epoch (`score` alone: of a part of one) and, on rank 0, its checkpoint, a local
-        folder that now belongs to the place."""
+    def report(self, numbers: dict | None, checkpoint: str | None) -> None:
+        """Keep what training came to.
+
+        Args:
+            numbers: those of the epoch that has just ended; None within an epoch.
+            checkpoint: on rank 0, a local folder that the worker moves to storage; None on other ranks.
+        """
 
 
-def fit(c: dict, place: Place) -> None:
-    """Train an epoch, validate, keep a checkpoint, until the epochs or the patience end. Goes on where the run is.
+class Progress(TypedDict):
+    """How far a run has come. Each checkpoint holds it."""
 
-    All that is random is a function of (seed, epoch, step, rank), so a resumed run ends with the same weights.
+    epoch: int
+    """The epoch to go on with, from 0."""
+    step: int
+    """The step of that epoch to go on with."""
+    total: list[float]
+    """Sum of the losses of that epoch's earlier steps, and the number of their images, over all workers."""
+    best: float
+    """Highest validation balanced accuracy so far; -1 before the first epoch has ended."""
+    best_epoch: int
+    """The epoch that reached it; -1 before."""
+    history: list[dict]
+    """The numbers of every epoch that has ended."""
 
-    Args:
-        c: `run` (URI of its folder), `train` (TrainConfig), `config` (all of it, as plain values), `fingerprint` (of
-            the data), `state` (reference to the state dict to start from), `sources` (see `training.load`), `threads`.
+
+def fit(job: TrainJob, worker: Worker) -> None:
+    """Train an epoch, validate and report, until the epochs or the patience end. Goes on where the run is.
+
+    All that is random is a function of (seed, epoch, step, rank), so that a run that was interrupted ends with the
+    same weights as one that was not. A loss that is not finite ends the run; `diverged.json` in its folder says why.
     """
-    t: TrainConfig = c["train"]
     begun = time.time()
-    rank, world, device = place.rank, place.world, place.device
-    torch.set_num_threads(c["threads"])
-    cv2.setNumThreads(1)  # a pool for each image costs more than it gains
-    model, progress, optimizer_state = _resume(c, t)
+    settings, rank, world, device = job.config.train, worker.rank, worker.world, worker.device
+    torch.set_num_threads(job.threads)
+    cv2.setNumThreads(1)  # images are small: a pool of threads for each costs more than it gains
+    model, progress, optimizer_state = _resume(job, rank)
     if rank == 0:
-        tracking.catch_up(c["run"], progress["history"], t.mlflow)
-    model = model.to(device, memory_format=torch.channels_last)
-    train_data, val_data = (_open(*c["sources"][split], t, place, c["threads"]) for split in ("train", "val"))
-    network = backbones.head(model, t.backbone) if t.layers == "head" else model
-    optimizer = sgd(network, t)
+        tracking.catch_up(job.run, progress["history"], settings.mlflow)
+    # channels last, as the batches are: convolutions are faster so
+    model = model.to(device).to(memory_format=torch.channels_last)
+    train_data = open_source(job.input.train, job, worker)
+    val_data = open_source(job.input.val, job, worker)
+    network = backbones.head(model, settings.backbone) if settings.layers == "head" else model
+    optimizer = sgd(network, settings)
     if optimizer_state:
         optimizer.load_state_dict(optimizer_state)
-    forward = torch.compile(network) if t.compile else network
-    ddp = place.parallel(forward) if world > 1 else forward
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(t, device))
-    weights = loss_weights(train_data.labels, t.class_weights).to(device)
-    batch_size = min(t.batch_size, len(train_data.labels))
+    compiled: Any = torch.compile(network) if settings.compile else network
+    parallel = worker.wrap(compiled) if world > 1 else compiled
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(settings, device))
+    class_weights = loss_weights(train_data.labels, settings.class_weights).to(device)
+    batch_size = min(settings.batch_size, len(train_data.labels))
+    num_steps = len(train_data.labels) // batch_size
+    ticker = live.Ticker(job.run, rank)
 
-    while not schedule.is_finished(progress, t):
+    while not schedule.is_finished(progress["epoch"], progress["best_epoch"], settings):
         epoch, first = progress["epoch"], progress["step"]
+        lr = schedule.lr_at(epoch, settings)
         for group in optimizer.param_groups:
-            group["lr"] = schedule.lr_at(epoch, t)
+            group["lr"] = lr
         network.train()
-        total = torch.tensor(progress["total"], dtype=torch.float64).div(world).to(device)  # loss, images
+        # sum of losses, and images; what earlier workers of this epoch did is shared out among those of today
+        total = torch.tensor(progress["total"], dtype=torch.float64).div(world).to(device)
         clock = Clock()
-        steps = train_data.train_steps(epoch, t.batch_size, first, t.sampling)
-        for step, (images, labels) in enumerate(clock.waits(steps), start=first):
-            torch.manual_seed(hash((t.seed, epoch, step, rank)) % 2**63)  # dropout
-            loss = train_step(ddp, optimizer, train_data.to_input(images, device), batches.to_device(labels, device),
-                              weights, batch_size / world, t, autocast)
+        steps = train_data.train_steps(epoch, settings.batch_size, first, settings.sampling)
+        for step, (images, labels) in enumerate(clock.time_waits(steps), start=first):
+            torch.manual_seed(hash((settings.seed, epoch, step, rank)) % 2**63)  # of dropout
+            loss = train_step(parallel, optimizer, train_data.to_input(images, device),
+                              batches.to_device(labels, device), class_weights, batch_size / world, settings, autocast)
             total += torch.stack([loss.double(), loss.new_tensor(len(labels), dtype=torch.float64)])
-            if t.checkpoint_every_steps and (step + 1) % t.checkpoint_every_steps == 0:
-                so_far = all_sum(total, world)
+            ticker.tick(epoch, (step + 1) * batch_size, num_steps * batch_size)
+            if settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0:
+                so_far = sum_over_workers(total, world)
                 if not math.isfinite(so_far[0]):
                     break
-                report(model, optimizer, progress | {"step": step + 1, "total": so_far.tolist()}, None, c, place)
-        total = all_sum(total, world)
-        seconds = clock.seconds()
-        val_loss, confusion = validate(network, val_data, t.batch_size, world, device, autocast)
+                within: Progress = {**progress, "step": step + 1, "total": so_far.tolist()}
+                worker.report(None, save(job, worker, model, optimizer, within, None))
+        total = sum_over_workers(total, world)
+        train_s = clock.seconds()
+        val_loss, confusion = validate(network, val_data, settings.batch_size, world, device, autocast)
         train_loss = float(total[0] / total[1])
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            return _diverged(c, epoch, train_loss, val_loss, rank)
-        seen = float(total[1]) - progress["total"][1]
-        result = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
-                  "val_accuracy": float(confusion.trace() / confusion.sum()),
-                  "val_balanced_accuracy": metrics.balanced_accuracy(confusion),
-                  "val_chance": metrics.chance(confusion), "lr": schedule.lr_at(epoch, t),
-                  "images": int(total[1]), "images_per_s": seen / seconds, "train_s": seconds,
-                  "data_wait_s": clock.waited, "workers": world, "loop_begun_at": begun,
-                  "first_batch_at": clock.first_at, "ended_at": time.time()}
-        if result["val_balanced_accuracy"] > progress["best"]:
-            progress |= {"best": result["val_balanced_accuracy"], "best_epoch": epoch}
-        progress |= {"epoch": epoch + 1, "step": 0, "total": [0.0, 0.0], "history": [*progress["history"], result]}
-        report(model, optimizer, progress, result, c, place)
+            return _note_divergence(job, epoch, train_loss, val_loss, rank)
+        numbers = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
+                   "val_accuracy": float(confusion.trace() / confusion.sum()),
+                   "val_balanced_accuracy": metrics.balanced_accuracy(confusion),
+                   "val_chance": metrics.chance(confusion), "lr": lr, "images": int(total[1]),
+                   "images_per_s": (float(total[1]) - progress["total"][1]) / train_s, "train_s": train_s,
+                   "data_wait_s": clock.waited, "workers": world, "loop_begun_at": begun,
+                   "first_batch_at": clock.first_at, "ended_at": time.time()}
+        progress = _after_epoch(progress, numbers)
+        worker.report(numbers, save(job, worker, model, optimizer, progress, numbers))
 
 
-def train_step(model, optimizer, images, labels, weights, share: float, t: TrainConfig, autocast) -> torch.Tensor:
-    """One optimiser step on this worker's part of a batch; the sum of its losses.
+def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor,
+               class_weights: torch.Tensor, share: float, settings: TrainConfig,
+               autocast: contextlib.AbstractContextManager) -> torch.Tensor:
+    """One optimiser step on this worker's part of a batch; the sum of its losses, float32 [].
 
-    DDP averages the workers' gradients, so each divides by its `share` of the batch, global size by workers: every
-    image weighs the same even in uneven shares.
+    Args:
+        model: the network, which averages gradients over the workers if there are several.
+        optimizer: of its weights.
+        images: float32 [n, 3, 224, 224], or [n, D] for the last layer alone.
+        labels: int64 [n].
+        class_weights: float32 [8], weight of each class in the loss.
+        share: images of the whole batch divided by the number of workers. The gradient is divided by this and not by
+            `n`: DDP averages over the workers, and so each image weighs the same even if workers have unequal parts.
+        settings: of the training.
+        autocast: context of the forward pass.
     """
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=images.device)
-    parts = list(zip(images.chunk(t.micro_batches), labels.chunk(t.micro_batches), strict=True))
-    for number, (x, y) in enumerate(parts, start=1):
-        last = number == len(parts)
-        with contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+    parts = list(zip(images.chunk(settings.micro_batches), labels.chunk(settings.micro_batches), strict=True))
+    for number, (inputs, targets) in enumerate(parts, start=1):
+        # several workers exchange their gradients once, with the last part
+        sums_up = isinstance(model, DistributedDataParallel) and number < len(parts)
+        with model.no_sync() if sums_up else contextlib.nullcontext():
             with autocast:
-                logits = model(x)
-            loss = F.cross_entropy(logits.float(), y, weights, reduction="none",
-                                   label_smoothing=t.label_smoothing).sum()
+                logits = model(inputs)
+            loss = F.cross_entropy(logits.float(), targets, class_weights, reduction="none",
+                                   label_smoothing=settings.label_smoothing).sum()
             (loss / share).backward()
         total += loss.detach()
-    if t.clip_norm:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip_norm)
+    if settings.clip_norm:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
     optimizer.step()
     return total
 
 
 @torch.inference_mode()
-def validate(model, data, batch_size: int, world: int, device, autocast):
-    """Mean loss and confusion matrix (int64 [8, 8], rows true), exact: each image counts once, on one worker."""
+def validate(model: torch.nn.Module, data: batches.Source, batch_size: int, world: int, device: torch.device,
+             autocast: contextlib.AbstractContextManager) -> tuple[float, np.ndarray]:
+    """Mean loss and confusion matrix (int64 [8, 8], true classes in rows) over the images of all workers.
+
+    Both are exact: each image counts once, on one worker.
+    """
     model.eval()
     sums = torch.zeros(NUM_CLASSES**2 + 1, dtype=torch.float64, device=device)
-    for images, labels in data.eval_batches(batch_size):
-        y = batches.to_device(labels, device)
+    for images, classes in data.eval_batches(batch_size):
+        labels = batches.to_device(classes, device)
         with autocast:
             logits = model(data.to_input(images, device))
-        sums[0] += F.cross_entropy(logits.float(), y, reduction="sum")
-        sums[1:] += torch.bincount(y * NUM_CLASSES + logits.argmax(1), minlength=NUM_CLASSES**2)
-    sums = all_sum(sums, world)
+        sums[0] += F.cross_entropy(logits.float(), labels, reduction="sum")
+        sums[1:] += torch.bincount(labels * NUM_CLASSES + logits.argmax(1), minlength=NUM_CLASSES**2)
+    sums = sum_over_workers(sums, world)
     confusion = sums[1:].reshape(NUM_CLASSES, NUM_CLASSES)
     return float(sums[0] / confusion.sum()), confusion.long().numpy()
 
 
-def all_sum(tensor: torch.Tensor, world: int) -> torch.Tensor:
-    """The sum over all workers, on CPU."""
+def sum_over_workers(tensor: torch.Tensor, world: int) -> torch.Tensor:
+    """The sum over all workers, on the CPU."""
     tensor = tensor.clone()
     if world > 1:
         dist.all_reduce(tensor)
     return tensor.cpu()
 
 
-def report(model, optimizer, progress: dict, result: dict | None, c: dict, place: Place) -> None:
-    """Tell the epoch's numbers and keep a checkpoint (rank 0).
-
-    Within an epoch there is no `result`, and the lowest score lets that checkpoint go when the next one is there.
-    """
-    folder = None
-    if place.rank == 0:
-        folder = tempfile.mkdtemp(dir=scratch.folder())
-        description = {"progress": {k: progress[k] for k in ("epoch", "step")}, "at_end_of_epoch": result is not None,
-                       "parameters": sum(p.numel() for p in model.parameters()), "metrics": result or {},
-                       "history": progress["history"], "config": c["config"],
-                       "data_fingerprint": c["fingerprint"], "versions": {"torch": torch.__version__}}
-        checkpoints.save(folder, c["train"].backbone, model,
-                         {"optimizer": optimizer.state_dict(), "progress": progress}, description)
-    place.report((result or {}) | {"score": result["val_balanced_accuracy"] if result else -1.0}, folder)
+def save(job: TrainJob, worker: Worker, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress,
+         numbers: dict | None) -> str | None:
+    """Write a checkpoint to a temporary folder, on rank 0; the folder. `numbers`: of an epoch that has just ended."""
+    if worker.rank != 0:
+        return None
+    folder = tempfile.mkdtemp(dir=scratch.folder())
+    description = {"progress": {key: progress[key] for key in ("epoch", "step")},
+                   "at_end_of_epoch": numbers is not None,
+                   "parameters": sum(weights.numel() for weights in model.parameters()), "metrics": numbers or {},
+                   "history": progress["history"], "config": to_dict(job.config),
+                   "data_fingerprint": job.input.data_fingerprint, "versions": {"torch": torch.__version__}}
+    checkpoints.save(folder, job.config.train.backbone, model,
+                     {"optimizer": optimizer.state_dict(), "progress": progress}, description)
+    return folder
 
 
 class Clock:
     """Seconds of an epoch, and how many of them went by waiting for data."""
 
     def __init__(self):
-        self.start, self.waited, self.first_at = time.perf_counter(), 0.0, None
+        self.start, self.waited = time.perf_counter(), 0.0
+        self.first_at: float | None = None  # Unix time of the first item
 
-    def waits(self, batches_of):
-        """The items of an iterator, timing each wait for the next."""
-        iterator = iter(batches_of)
+    def time_waits(self, items: Iterable) -> Iterator:
+        """The items, timing each wait for the next."""
+        iterator = iter(items)
         while True:
             begun = time.perf_counter()
             try:
@@ -195,63 +239,83 @@ class Clock:
         return time.perf_counter() - self.start
 
 
-def sgd(model, t: TrainConfig) -> torch.optim.SGD:
-    """SGD with momentum; weight decay for matrices and kernels only."""
-    groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": t.weight_decay},
-              {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=schedule.lr_at(0, t), momentum=t.momentum, nesterov=t.nesterov, fused=True)
+def sgd(model: torch.nn.Module, settings: TrainConfig) -> torch.optim.SGD:
+    """SGD with momentum; weight decay for matrices and kernels only, not for biases and norms."""
+    decayed = [weights for weights in model.parameters() if weights.ndim > 1]
+    spared = [weights for weights in model.parameters() if weights.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=schedule.lr_at(0, settings), momentum=settings.momentum,
+                           nesterov=settings.nesterov, fused=True)
 
 
-def loss_weights(labels, how: str) -> torch.Tensor:
-    """float32 [8] with mean 1 over the training images; classes without images get 0."""
+def loss_weights(labels: np.ndarray, how: str) -> torch.Tensor:
+    """Weight of each class in the loss, float32 [8], with mean 1 over the training images; 0 for an absent class."""
     counts = torch.bincount(torch.as_tensor(labels), minlength=NUM_CLASSES).double()
     power = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[how]
     weights = torch.where(counts > 0, counts.clamp(min=1) ** -power, 0.0)
     return (weights * counts.sum() / (weights * counts).sum()).float()
 
 
-def uses_bf16(t: TrainConfig, device: torch.device) -> bool:
-    """Whether the forward pass is in bf16: on CPU only if asked for, since few have the instructions."""
-    if t.precision == "auto":
+def uses_bf16(settings: TrainConfig, device: torch.device) -> bool:
+    """Whether the forward pass is in bf16: on CPUs only if asked for, since few have the instructions."""
+    if settings.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return t.precision == "bf16"
+    return settings.precision == "bf16"
 
 
-def _resume(c: dict, t: TrainConfig) -> tuple[torch.nn.Module, dict, dict | None]:
-    """Model, progress and optimiser state: of the most advanced checkpoint that is whole, or of the start."""
+def open_source(split: SplitInput, job: TrainJob, worker: Worker) -> batches.Source:
+    """The batches of a split for this worker."""
+    settings = job.config.train
+    place = settings.seed, worker.rank, worker.world
+    if split.kind == "streamed":
+        assert split.index is not None
+        return batches.Streamed(split.prepared, split.index, *place)
+    if split.kind == "features":
+        return batches.Features(*batches.fetch_features(split.references), *place)
+    crops = batches.fetch_crops(split.references)
+    if batches.device_bytes(crops) < ON_DEVICE_SHARE * _free_bytes(worker.device):
+        return batches.OnDevice(crops, *place, worker.device)
+    # One thread keeps ahead of a CPU, and more would take time from the network; a GPU needs all that its worker has.
+    return batches.Cached(crops, *place, job.threads if settings.use_gpu else 1)
+
+
+def _resume(job: TrainJob, rank: int) -> tuple[torch.nn.Module, Progress, dict | None]:
+    """Network, progress and optimiser state of the run's most advanced checkpoint that is whole, or of the start.
+
+    Raises: storage.StorageError if storage does not answer. That must never be taken for a run without checkpoints,
+        which begins anew.
+    """
     import ray
 
-    model = backbones.empty(t.backbone)  # beside those who still make the start
-    newest = checkpoints.find_latest(c["run"])
+    model = backbones.empty(job.config.train.backbone)  # while another process may still load the start state
+    newest = checkpoints.find_latest(job.run)
+    if rank == 0:
+        checkpoints.remove_leftovers(job.run, newest)
     if newest is None:
-        return (backbones.fill(model, ray.get(c["state"])),
-                {"epoch": 0, "step": 0, "total": [0.0, 0.0], "best": -1.0, "best_epoch": -1, "history": []}, None)
+        begin: Progress = {"epoch": 0, "step": 0, "total": [0.0, 0.0], "best": -1.0, "best_epoch": -1, "history": []}
+        return backbones.fill(model, ray.get(job.input.start_state)), begin, None
     saved = checkpoints.load_train_state(newest)
     return backbones.fill(model, checkpoints.load_weights(newest)), saved["progress"], saved["optimizer"]
 
 
-def _open(kind: str, content, t: TrainConfig, place: Place, threads: int):
-    """The source of batches that `training.load` made ready, on this worker."""
-    if kind == "streamed":
-        return batches.Streamed(*content, t.seed, place.rank, place.world)
-    if kind == "features":
-        return batches.Features(*batches.fetch_features(content), t.seed, place.rank, place.world)
-    crops = batches.fetch_crops(content)
-    if batches.device_bytes(crops) < ON_DEVICE_SHARE * _free_bytes(place.device):
-        return batches.OnDevice(crops, t.seed, place.rank, place.world, place.device)
-    # a thread keeps ahead of a CPU; a GPU needs all that its worker has
-    return batches.Cached(crops, t.seed, place.rank, place.world, threads if t.use_gpu else 1)
+def _after_epoch(progress: Progress, numbers: dict) -> Progress:
+    """The progress when an epoch has ended with these numbers."""
+    ended: Progress = {**progress, "epoch": progress["epoch"] + 1, "step": 0, "total": [0.0, 0.0],
+                       "history": [*progress["history"], numbers]}
+    if numbers["val_balanced_accuracy"] > progress["best"]:
+        ended |= {"best": numbers["val_balanced_accuracy"], "best_epoch": progress["epoch"]}
+    return ended
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory of a GPU that nothing holds; 0 on CPUs, where crops lie in Ray's shared memory."""
+    """Memory of a GPU that nothing holds; 0 on CPUs, whose crops already lie in memory, in Ray's object store."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-def _diverged(c: dict, epoch: int, train_loss: float, val_loss: float, rank: int) -> None:
-    """Ends the run without an exception, which Ray would only answer with restarts that diverge again."""
+def _note_divergence(job: TrainJob, epoch: int, train_loss: float, val_loss: float, rank: int) -> None:
+    """Write why the run ends. An exception would only make Ray restart the workers, which diverge again."""
     if rank == 0:
-        t = c["train"]
-        storage.write_json(storage.join(c["run"], "diverged.json"), {"epoch": epoch, "reason": (
-            f"the loss is {train_loss} (validation {val_loss}) in epoch {epoch + 1}: train.lr {t.lr} is too high for "
-            f"momentum {t.momentum}; the checkpoints of the epochs before are kept")})
+        settings = job.config.train
+        storage.write_json(storage.join(job.run, "diverged.json"), {"epoch": epoch, "reason": (
+            f"the loss is {train_loss} (validation {val_loss}) in epoch {epoch + 1}: train.lr {settings.lr} is too "
+            f"high for momentum {settings.momentum}; the checkpoints of the epochs before are kept")})

@@ -3,81 +3,93 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 from fer_ray.config import ConfigError, TrainConfig
 
 # CPU share that long-running workers leave free, so that small tasks can be scheduled beside them: those that read for
-# the workers (`reading_task_options`), and the function that a search runs around a trial of several workers
+# the workers (`reading_task_options`), and the function that a search runs around a trial of several workers.
 CPU_RESERVE = 0.01
 
 
-def worker_resources(cluster: dict, t: TrainConfig, grows: bool = False) -> dict:
-    """Resources of one worker; `grows`: nodes are started for what is asked for.
+def worker_resources(cluster: dict, settings: TrainConfig, grows: bool = False) -> dict[str, float]:
+    """CPUs and GPUs of one worker, as Ray asks for them.
 
-    Raises: ConfigError if the cluster cannot hold `num_workers` of them.
+    Args:
+        cluster: as `ray.cluster_resources()` gives it.
+        settings: number of workers, and whether they use GPUs.
+        grows: whether an autoscaler starts nodes for what is asked for.
+
+    Raises: ConfigError if the cluster cannot hold all workers; with `train.min_workers`, not even those.
     """
     cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
-    needed, key = (t.min_workers, "train.min_workers") if t.min_workers else (t.num_workers, "train.num_workers")
-    if t.use_gpu and gpus < needed:
+    key = "train.min_workers" if settings.min_workers else "train.num_workers"
+    needed = settings.min_workers or settings.num_workers
+    if settings.use_gpu and gpus < needed:
         raise ConfigError(f"{key}: {needed} workers need {needed} GPUs, the cluster has {gpus:g}, and {cpus:g} CPUs; "
                           f"start more nodes or use --{f'{key} {gpus:.0f}' if gpus >= 1 else 'train.use_gpu false'}")
     if cpus < 0.5 * needed:
         raise ConfigError(f"{key}: {needed} workers need at least half a CPU each, the cluster has {cpus:g} in all; "
                           f"start more nodes or use --{key} {max(1, int(2 * cpus))}")
-    # half a CPU each would crowd all workers on the first of the nodes that are started, or on the last that is left
-    return {"CPU": (1 if grows or cpus >= needed else 0.5) - CPU_RESERVE, **({"GPU": 1} if t.use_gpu else {})}
+    # Half a CPU only where a whole one cannot be had: on a cluster that grows, or that has lost a node, Ray would
+    # otherwise crowd all workers on the first node that is there.
+    worker = {"CPU": (1 if grows or cpus >= needed else 0.5) - CPU_RESERVE}
+    return worker | {"GPU": 1} if settings.use_gpu else worker
 
 
 def reading_task_options() -> dict:
-    """Options of tasks that make what workers wait for.
+    """Options of Ray tasks that make what workers wait for: decoded crops, features.
 
-    When a node is lost, its part is made again while workers may hold every CPU that is left, waiting for it: so these
-    tasks take nearly none. For that no more of them run at once than there are CPUs, each takes the memory of one.
+    Ray makes an object again when the node that held it is lost. The workers may then hold every CPU that is left, and
+    wait for that object: so these tasks ask for nearly no CPU. To keep no more of them than there are CPUs from running
+    at once, each asks for the memory that falls to one CPU.
     """
     import ray
 
-    shares = [node["Resources"]["memory"] / node["Resources"]["CPU"] for node in ray.nodes()
-              if node["Alive"] and node["Resources"].get("CPU")]
-    return {"num_cpus": CPU_RESERVE / 10, "memory": int(min(shares, default=0))}
+    per_cpu = [node["Resources"]["memory"] / node["Resources"]["CPU"] for node in ray.nodes()
+               if node["Alive"] and node["Resources"].get("CPU")]
+    return {"num_cpus": CPU_RESERVE / 10, "memory": int(min(per_cpu, default=0))}
 
 
-def task_count(rows: int, least: int) -> int:
-    """Into how many tasks work on so many rows is cut: one a CPU of the cluster, of at least so many rows each."""
+def task_count(rows: int, min_rows: int) -> int:
+    """Number of tasks to work on so many rows: one for each CPU of the cluster, but each with at least `min_rows`."""
     import ray
 
-    return max(1, min(rows // least, int(ray.cluster_resources().get("CPU", 1))))
+    return max(1, min(rows // min_rows, int(ray.cluster_resources().get("CPU", 1))))
 
 
 def run_in_tasks(make: Callable, items: list[tuple], count: int, **options) -> list:
-    """References to `make(*item)` for each item, made by `count` tasks with these options of Ray.
+    """Start `make(*item)` for each item, by `count` Ray tasks with these options; an object reference for each item.
 
-    Not by a task an item: Ray starts processes for tasks that wait, just when the worker's own process starts.
+    Not by one task for each item: for tasks that wait, Ray starts more processes than there are CPUs, just when the
+    training worker's own process starts.
     """
     import ray
 
-    task, refs, count = ray.remote(_each), [None] * len(items), min(count, len(items))
+    count, references = min(count, len(items)), cast(list, [None] * len(items))
+    task = ray.remote(_make_each)
     for first in range(count):
         own = items[first::count]
-        made = task.options(num_returns=len(own), **options).remote(make, own)
-        refs[first::count] = made if len(own) > 1 else [made]
-    return refs
+        made: Any = task.options(num_returns=len(own), **options).remote(make, own)
+        references[first::count] = made if len(own) > 1 else [made]  # of one result, Ray gives the bare reference
+    return references
 
 
-def _each(make: Callable, items: list[tuple]):
+def _make_each(make: Callable, items: list[tuple]) -> Iterator:
     for item in items:
         yield make(*item)
 
 
-def are_available(t: TrainConfig) -> bool:
-    """Whether the cluster holds the workers; False: an autoscaler must first start nodes for them.
+def are_available(settings: TrainConfig) -> bool:
+    """Whether the cluster holds the workers; False if an autoscaler must first start nodes for them.
 
-    Raises: ConfigError if it does not and no nodes will come.
+    Raises: ConfigError if it does not hold them and no nodes will come.
     """
     import ray
 
     try:
-        worker_resources(ray.cluster_resources(), t)
+        worker_resources(ray.cluster_resources(), settings)
     except ConfigError:
         if not has_autoscaler(ray.nodes()):
             raise
@@ -86,33 +98,41 @@ def are_available(t: TrainConfig) -> bool:
 
 
 def has_autoscaler(nodes: list[dict]) -> bool:
-    """Whether an autoscaler looks after these nodes (of `ray.nodes()`): `ray up` and KubeRay write down their group."""
+    """Whether an autoscaler looks after these nodes (of `ray.nodes()`).
+
+    Ray has no public way to ask. But `ray up` and KubeRay label each node with its group.
+    """
     return any(node["Alive"] and "ray.io/node-group" in node.get("Labels", {}) for node in nodes)
 
 
-def wait_for_workers(t: TrainConfig) -> None:
+def wait_for_workers(settings: TrainConfig) -> None:
     """Return when the cluster holds the workers; an autoscaler is asked for them.
 
     Raises: ConfigError as `are_available`.
     """
     import ray.util
 
-    if are_available(t):
+    if are_available(settings):
         return
-    workers = t.min_workers or t.num_workers
-    print(f"train: waiting for nodes for {workers} workers of {'a GPU and a CPU' if t.use_gpu else 'a CPU'} each; "
+    workers, gpu = settings.min_workers or settings.num_workers, {"GPU": 1} if settings.use_gpu else {}
+    print(f"train: waiting for nodes for {workers} workers of {'a GPU and a CPU' if gpu else 'a CPU'} each; "
           "`ray status` tells what comes", flush=True)
-    wanted = ray.util.placement_group([{"CPU": 1, **({"GPU": 1} if t.use_gpu else {})}] * workers)
+    # an autoscaler starts nodes for placement groups that are pending
+    wanted = ray.util.placement_group([{"CPU": 1, **gpu}] * workers)
     try:
-        while not wanted.wait(2):  # seconds; short, for Ctrl-C waits for it
+        while not wanted.wait(2):  # seconds; short, since Ctrl-C is not heard during one wait
             pass
     finally:
-        ray.util.remove_placement_group(wanted)  # the nodes stay until they have been idle for minutes
+        ray.util.remove_placement_group(wanted)  # the nodes stay: they are stopped only after minutes without work
 
 
-def threads_per_worker(t: TrainConfig, side_by_side: int) -> int:
-    """Threads of a worker: those of all that share a node must not exceed its cores."""
+def threads_per_worker(settings: TrainConfig, side_by_side: int) -> int:
+    """CPU threads of a worker, so that those of all workers on a node are not more than its cores.
+
+    `side_by_side`: trainings that run at the same time.
+    """
     import ray
 
     cores = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    return max(1, int(min(cores) // math.ceil(t.num_workers * side_by_side / len(cores))))
+    workers_per_node = math.ceil(settings.num_workers * side_by_side / len(cores))
+    return max(1, int(min(cores) // workers_per_node))

@@ -1,16 +1,23 @@
-"""What runs the loop: one task for a single worker, or a group of Ray Train. Either goes on when a process dies."""
+"""What runs the training loop: one Ray task for a single worker, a group of Ray Train for several.
+
+Either way rank 0 keeps the checkpoints and the numbers itself, and workers that start again find the newest checkpoint
+themselves. Ray Train is told the numbers of each epoch, but no checkpoints: it would keep books of its own about them,
+which after a kill name folders that are gone, or miss folders that are there.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fer_ray import storage
-from fer_ray.config import Config, to_dict
+from fer_ray.config import TrainConfig
 from fer_ray.errors import UserError
 from fer_ray.model import checkpoints
 from fer_ray.train import resources, tracking
+from fer_ray.train.job import TrainJob
 
 if TYPE_CHECKING:
     import torch
@@ -20,193 +27,186 @@ class TrainingError(UserError):
     """Training ended without a result; the message says why."""
 
 
-def run_uri(config: Config) -> str:
-    """The folder of the run that `config` names."""
-    return storage.join(config.storage, "runs", config.name)
+def run_single(job: TrainJob) -> None:
+    """Run the loop of a single worker as a Ray task, and again when its process or node dies.
 
+    A group of Ray Train would start two more processes, one after the other, and take time from a small machine.
 
-def run_single(config: Config, loaded: dict, side_by_side: int = 1) -> None:
-    """Run the loop of a single worker as a task, and again when its process or node dies.
-
-    A group of one would start two more processes, one after the other, and take processor time from a small machine.
-
-    Raises: TrainingError; ConfigError if the cluster has become too small; what `training.start` does.
+    Raises: TrainingError; ConfigError if the cluster has become too small; as `inputs.load_start_state`.
     """
-    import ray
+    import ray.exceptions
 
-    t, run = config.train, run_uri(config)
-    storage.delete_file(storage.join(run, "diverged.json"))
-    for failures_left in reversed(range(t.max_failures + 1)):
-        takes = resources.worker_resources(ray.cluster_resources(), t, resources.has_autoscaler(ray.nodes()))
-        task = ray.remote(fit_single).options(num_cpus=takes["CPU"], num_gpus=takes.get("GPU", 0), max_retries=0)
-        fitting = task.remote(config, loaded, resources.threads_per_worker(t, side_by_side))
-        ray.get(loaded["can_start"])
+    settings = job.config.train
+    storage.delete_file(storage.join(job.run, "diverged.json"))
+    for failures_left in reversed(range(settings.max_failures + 1)):
+        needs = resources.worker_resources(ray.cluster_resources(), settings, resources.has_autoscaler(ray.nodes()))
+        task = ray.remote(fit_single).options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=0)
+        fitting = task.remote(job)  # before the start state is there: the worker's process starts meanwhile
+        ray.get(job.input.start_loaded)
         try:
             ray.get(fitting)
         except ray.exceptions.RayError as error:
             if not failures_left:
-                raise TrainingError(f"{run}: {_last_line(error)}") from error
-            resources.wait_for_workers(t)
+                _raise_failed(job, error)
+            resources.wait_for_workers(settings)
         else:
-            return _refuse_diverged(run)
+            return _refuse_diverged(job)
 
 
-def fit_single(config: Config, loaded: dict, threads: int) -> None:
-    """The loop in the task of a single worker."""
+def fit_single(job: TrainJob) -> None:
+    """The loop, in the task of a single worker."""
     from fer_ray.train import loop
 
-    place = SingleWorker(config)
-    loop.fit(given(config, loaded, threads), place)
-    place.finish()
+    worker = SingleWorker(job)
+    loop.fit(job, worker)
+    worker.finish()
 
 
-def given(config: Config, loaded: dict, threads: int) -> dict:
-    """What `loop.fit` takes."""
-    return loaded | {"run": run_uri(config), "train": config.train, "config": to_dict(config), "threads": threads}
+class Keeper:
+    """Keeps checkpoints and numbers of a run, in a thread while the next epoch runs. Only rank 0 has one."""
+
+    def __init__(self, run: str, settings: TrainConfig):
+        self.run, self.settings = run, settings
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future | None = None
+
+    def submit(self, numbers: dict | None, checkpoint: str) -> None:
+        """Keep this local checkpoint, then these numbers, once those before are kept.
+
+        Raises: what kept those before from being kept; this checkpoint is removed then.
+        """
+        try:
+            self.finish()
+        except BaseException:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            raise
+        self.pending = self.thread.submit(self._keep, numbers, checkpoint)
+
+    def finish(self) -> None:
+        """Wait until what was submitted last is kept. Raises: what kept it from being so."""
+        if self.pending:
+            self.pending.result()
+
+    def _keep(self, numbers: dict | None, checkpoint: str) -> None:
+        name = checkpoints.folder_name(checkpoints.describe(checkpoint)["progress"])
+        checkpoints.move(checkpoint, storage.join(self.run, name))
+        checkpoints.prune(self.run, self.settings.num_to_keep)
+        if numbers:
+            tracking.log(self.run, numbers, self.settings.mlflow)
 
 
 class SingleWorker:
-    """The only worker of a run (`loop.Place`). It keeps checkpoints and numbers itself, while the next epoch runs."""
+    """The only worker of a run (`loop.Worker`)."""
 
     rank, world = 0, 1
 
-    def __init__(self, config: Config):
+    def __init__(self, job: TrainJob):
         import torch
 
-        self.run, self.train = run_uri(config), config.train
-        self.device = torch.device("cuda" if config.train.use_gpu else "cpu")
-        # made when needed: a search sends what it tells Tune, and this with it, to the controller of a group
-        self.thread: ThreadPoolExecutor | None = None
-        self.kept: Future | None = None
+        self.device = torch.device("cuda" if job.config.train.use_gpu else "cpu")
+        self.keeper = Keeper(job.run, job.config.train)
 
-    def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
-        """There is one worker."""
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The network itself: there is nobody to exchange gradients with."""
         return model
 
-    def report(self, numbers: dict, folder: str | None) -> None:
-        """Upload the checkpoint and write the numbers, once those before are kept."""
-        self.finish()
-        self.thread = self.thread or ThreadPoolExecutor(1)
-        self.kept = self.thread.submit(self._keep, numbers, folder)
+    def report(self, numbers: dict | None, checkpoint: str | None) -> None:
+        """Keep both while training goes on."""
+        assert checkpoint
+        self.keeper.submit(numbers, checkpoint)
 
     def finish(self) -> None:
-        """Wait until what was reported last is kept. Raises: what kept it from being so."""
-        if self.kept:
-            self.kept.result()
-
-    def _keep(self, numbers: dict, folder: str) -> None:
-        name = checkpoints.folder_name(checkpoints.describe(folder)["progress"])
-        checkpoints.move(folder, storage.join(self.run, name))
-        checkpoints.prune(self.run, self.train.num_to_keep)
-        tracking.log(self.run, numbers, self.train.mlflow)
+        """Wait until all is kept. Raises: what kept it from being so."""
+        self.keeper.finish()
 
 
-def run_group(config: Config, loaded: dict, side_by_side: int = 1, callbacks: list | None = None) -> None:
-    """Run the loop on `num_workers` processes that Ray Train starts, and starts again when they die.
+def run_group(job: TrainJob, callbacks: list | None = None) -> None:
+    """Run the loop on `num_workers` processes that Ray Train starts, and starts again when one of them dies.
 
-    `callbacks`: of Ray Train, beside our own.
+    `callbacks`: Ray Train calls them with the numbers of each epoch, when those are kept.
 
-    Raises: TrainingError; what `training.start` does.
+    Raises: TrainingError; as `inputs.load_start_state`.
     """
     import ray.train
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    import ray.train.torch
 
-    t, run = config.train, run_uri(config)
-    filesystem, path = storage.resolve(run)
-    storage.delete_file(storage.join(run, "diverged.json"))
-    _mend_snapshot(run)
-    ray.get(loaded["can_start"])
-    trainer = TorchTrainer(
-        fit_in_group,
-        train_loop_config=given(config, loaded, resources.threads_per_worker(t, side_by_side)),
-        scaling_config=ScalingConfig(num_workers=(t.min_workers, t.num_workers) if t.min_workers else t.num_workers,
-                                     use_gpu=t.use_gpu,
-                                     resources_per_worker=resources.worker_resources(ray.cluster_resources(), t,
-                                                                         resources.has_autoscaler(ray.nodes()))),
-        run_config=RunConfig(
-            name=config.name, storage_path=os.path.dirname(path), storage_filesystem=filesystem,
-            failure_config=FailureConfig(t.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=t.num_to_keep, checkpoint_score_attribute="score"),
-            callbacks=[tracking.epoch_log(run, t.mlflow), *(callbacks or [])],
-        ),
+    # Ray Train has two versions of these classes, and the environment chooses: for a type checker they are both
+    train: Any = ray.train
+    settings = job.config.train
+    filesystem, path = storage.resolve(job.run)
+    storage.delete_file(storage.join(job.run, "diverged.json"))
+    ray.get(job.input.start_loaded)
+    needs = resources.worker_resources(ray.cluster_resources(), settings, resources.has_autoscaler(ray.nodes()))
+    # a range lets Ray Train go on with fewer workers when nodes are lost
+    number = (settings.min_workers, settings.num_workers) if settings.min_workers else settings.num_workers
+    trainer = train.torch.TorchTrainer(
+        fit_in_group, train_loop_config={"job": job, "keep_first": bool(callbacks)},
+        scaling_config=train.ScalingConfig(num_workers=number, use_gpu=settings.use_gpu, resources_per_worker=needs),
+        run_config=train.RunConfig(
+            name=job.config.name, storage_path=os.path.dirname(path), storage_filesystem=filesystem,
+            failure_config=train.FailureConfig(settings.max_failures), callbacks=callbacks),
     )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise TrainingError(f"{run}: {_cause(error)}") from error
-    _refuse_diverged(run)
+        workers = getattr(error, "worker_failures", None) or {}
+        _raise_failed(job, next(iter(workers.values()), error))  # the first worker's error is the cause of the others'
+    _refuse_diverged(job)
 
 
-def fit_in_group(c: dict) -> None:
-    """The loop on a worker of Ray Train."""
+def fit_in_group(arguments: dict) -> None:
+    """The loop, on a worker of Ray Train. `arguments`: those of `RayTrainWorker`."""
     from fer_ray.train import loop
 
-    loop.fit(c, RayTrainWorker(c["run"]))
+    worker = RayTrainWorker(**arguments)
+    loop.fit(arguments["job"], worker)
+    worker.finish()
 
 
 class RayTrainWorker:
-    """A worker among those of Ray Train (`loop.Place`)."""
+    """One of several workers of Ray Train (`loop.Worker`)."""
 
-    def __init__(self, run: str):
+    def __init__(self, job: TrainJob, keep_first: bool):
+        """`keep_first`: Ray Train hears of an epoch when it is kept, since a search may end the trial on hearing it."""
         import ray.train.torch
 
-        self.run = run
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.keeper = Keeper(job.run, job.config.train) if self.rank == 0 else None
+        self.keep_first = keep_first
 
-    def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
-        """DDP."""
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The network in DDP."""
         import ray.train.torch
 
         return ray.train.torch.prepare_model(model)
 
-    def report(self, numbers: dict, folder: str | None) -> None:
-        """Tell Ray Train (a barrier of all workers). The upload goes on while the next epoch runs."""
+    def report(self, numbers: dict | None, checkpoint: str | None) -> None:
+        """Keep both while training goes on; tell Ray Train the numbers of an epoch, which waits for all workers."""
         import ray.train
 
-        def upload(local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-            checkpoints.move(local.path, storage.join(self.run, name))
-            filesystem, path = storage.resolve(storage.join(self.run, name))
-            return ray.train.Checkpoint(path, filesystem)
+        if self.keeper and checkpoint:
+            self.keeper.submit(numbers, checkpoint)
+        if numbers:
+            if self.keep_first:
+                self.finish()
+            ray.train.report(numbers)
 
-        ray.train.report(numbers, checkpoint=folder and ray.train.Checkpoint.from_directory(folder),
-                         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC, checkpoint_upload_fn=upload,
-                         delete_local_checkpoint_after_upload=False)  # `checkpoints.move` has removed it
-
-
-def _mend_snapshot(run: str) -> None:
-    """Drop Ray's list of checkpoints if it is damaged or names one that is gone: Ray would refuse the whole run.
-
-    Workers find their checkpoint themselves, so nothing but Ray's record of old scores is lost.
-    """
-    file = storage.join(run, "checkpoint_manager_snapshot.json")
-    if not storage.exists(file):
-        return
-    try:
-        listed = storage.read_json(file)["checkpoint_results"]
-        there = set(storage.list_dirs(run))
-        whole = all(entry["checkpoint_dir_name"] in there for entry in listed)
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        storage.delete_file(file)
+    def finish(self) -> None:
+        """Wait until all is kept. Raises: what kept it from being so."""
+        if self.keeper:
+            self.keeper.finish()
 
 
-def _refuse_diverged(run: str) -> None:
-    diverged = storage.join(run, "diverged.json")
-    if storage.exists(diverged):
-        raise TrainingError(f"{run}: {storage.read_json(diverged)['reason']}")
+def _refuse_diverged(job: TrainJob) -> None:
+    """Raises: TrainingError if the loop ended since its loss was not finite."""
+    file = storage.join(job.run, "diverged.json")
+    if storage.exists(file):
+        raise TrainingError(f"{job.run}: {storage.read_json(file)['reason']}")
 
 
-def _cause(error: Exception) -> str:
-    """What the first worker that failed said."""
-    workers = getattr(error, "worker_failures", None) or {}
-    return _last_line(next(iter(workers.values()), error))
-
-
-def _last_line(error: Exception) -> str:
-    """The worker's own words, without Ray's frames around them."""
-    text = str(error).strip()
-    return text.splitlines()[-1] if text else type(error).__name__
+def _raise_failed(job: TrainJob, error: Exception) -> NoReturn:
+    """Raises: TrainingError with the last line of an error, the worker's own words without Ray's frames around them."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    raise TrainingError(f"{job.run}: {lines[-1]}") from error

@@ -18,7 +18,7 @@ from fer_ray.config import Config, DataConfig, TrainConfig, TuneConfig
 from fer_ray.data import prepare, sample
 from fer_ray.data.sources import read_manifest
 from fer_ray.train import tracking
-from fer_ray.tune import search, space
+from fer_ray.tune import outcome, search, space
 
 GOOD, BAD, DIVERGING = ({"lr": lr, "momentum": 0.9} for lr in (0.05, 1e-9, 1e38))
 
@@ -69,7 +69,7 @@ def test_hopeless_trials_end_early_and_diverged_ones_are_the_worst_under_every_s
         assert [t["state"] for t in found] == ["finished", "ended", "diverged"]
         assert epochs_of([good, bad]) == [4, 1] and diverged["score"] == 0 and "too high" in diverged["reason"]
         config = named(tiny, "asha", [GOOD, BAD, DIVERGING], reduction_factor=2)
-        best = search.choose(config, found)
+        best = outcome.choose(config, found)
         named_best = storage.read_json(f"{tiny.storage}/best/asha.json")
         assert best is good and named_best["checkpoint"].startswith(good["run"])
         before = [tracking.read(t["run"]) for t in found]
@@ -77,7 +77,7 @@ def test_hopeless_trials_end_early_and_diverged_ones_are_the_worst_under_every_s
         for name, scheduler in (("median", "median"), ("hyperband", "hyperband"), ("full", "none")):
             config = named(tiny, name, [GOOD, BAD, DIVERGING], scheduler=scheduler, max_concurrent=2)
             found = searched(config)
-            assert search.choose(config, found)["number"] == 0, name
+            assert outcome.choose(config, found)["number"] == 0, name
             assert found[2]["state"] == "diverged" and epochs_of(found)[0] == 4, name
         assert epochs_of(found)[:2] == [4, 4]
         found = searched(named(tiny, "patience", [BAD], {"patience": 1}, scheduler="none", num_trials=1))

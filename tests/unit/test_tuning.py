@@ -6,7 +6,7 @@ import pytest
 
 from fer_ray.checks import check
 from fer_ray.config import Config, ConfigError, TrainConfig, TuneConfig
-from fer_ray.tune import search, space
+from fer_ray.tune import outcome, policies, search, space, trial
 
 
 def config_of(storage="/nowhere", train=None, **tune) -> Config:
@@ -26,7 +26,7 @@ def test_the_grid_has_the_ends_of_every_axis_and_all_choices():
     assert len(points) == 3 * 3 * 2 * 2 * 3 * 3
     assert sorted({p["lr"] for p in points}) == pytest.approx([1e-4, 1e-3, 1e-2])
     assert sorted({p["momentum"] for p in points}) == pytest.approx([0, 0.45, 0.9])
-    one = search.trial_config(config, 7, points[5])
+    one = trial.trial_config(config, 7, points[5])
     assert one.name == "007" and one.train.epochs == config.tune.max_epochs
     assert {"lr": one.train.lr, "momentum": one.train.momentum}.items() <= points[5].items()
 
@@ -38,10 +38,10 @@ def test_defaults_of_the_learning_rate_suit_the_backbone():
     assert (wider.low, wider.high) == pytest.approx((1e-4, 1e-1))
 
 
-def test_the_first_point_is_the_known_good_one_if_it_lies_inside(tmp_path):
-    inside = space.Queue(config_of(tmp_path, lr=[1e-3, 1.0]))
+def test_the_first_point_is_the_configured_one_if_it_lies_inside(tmp_path):
+    inside = space.Points(config_of(tmp_path, lr=[1e-3, 1.0]))
     assert [space.settings(p) for p in inside.first] == [{"lr": pytest.approx(1e-3), "momentum": 0.9}]
-    assert space.Queue(config_of(tmp_path, lr=[0.5, 1.0])).first == []
+    assert space.Points(config_of(tmp_path, lr=[0.5, 1.0])).first == []
 
 
 def results_of(asked, trial: str, scores: list[float], finished: bool) -> None:
@@ -54,8 +54,8 @@ def results_of(asked, trial: str, scores: list[float], finished: bool) -> None:
 def test_optuna_knows_an_early_ended_trial_as_such_and_a_diverged_one_as_the_worst(tmp_path):
     from optuna.trial import TrialState
 
-    points = space.Queue(config_of(tmp_path, lr=[1e-3, 1.0]))
-    asked = search.searcher(points, TuneConfig(max_epochs=3))
+    points = space.Points(config_of(tmp_path, lr=[1e-3, 1.0]))
+    asked = policies.searcher(points, TuneConfig(max_epochs=3))
     for name in "abc":
         assert asked.suggest(name)["number"] == "abc".index(name)
     assert asked.suggest("a") == {"number": 0, "point": points.chosen[0]}  # asked again, it is the same
@@ -73,8 +73,8 @@ def test_a_search_that_is_made_again_chooses_its_points_again_and_then_new_ones(
     config = config_of(tmp_path, searcher=searcher, num_trials=12)
 
     def suggest(session: str, count: int) -> list[dict]:
-        points = space.Queue(config)
-        asked = search.searcher(points, config.tune)
+        points = space.Points(config)
+        asked = policies.searcher(points, config.tune)
         chosen = []
         for i in range(count):
             chosen.append(asked.suggest(f"{session}{i}")["point"])
@@ -88,18 +88,18 @@ def test_a_search_that_is_made_again_chooses_its_points_again_and_then_new_ones(
 
 
 def test_epochs_that_are_told_again_are_not_spent_again():
-    budget = search.stopper(TuneConfig(budget_epochs=3))
+    budget = policies.budget(TuneConfig(budget_epochs=3))
     assert [budget(*told) for told in (("a", {"epochs": 1}), ("a", {"epochs": 1}), ("b", {"epochs": 1}),
                                        ("a", {"epochs": 2}))] == [False, False, False, True]
-    assert not search.stopper(TuneConfig()).stop_all()
-    assert search.stopper(TuneConfig(budget_minutes=1e-9)).stop_all()
+    assert not policies.budget(TuneConfig()).stop_all()
+    assert policies.budget(TuneConfig(budget_minutes=1e-9)).stop_all()
 
 
 def test_rungs_are_those_that_asha_decides_at():
     u = TuneConfig(max_epochs=20, grace_epochs=2, reduction_factor=3)
-    (bracket,) = search.scheduler(u)._brackets
-    assert sorted(milestone for milestone, _ in bracket._rungs) == [2, 6, 18] == search.rungs(u)
-    assert search.rungs(dataclasses.replace(u, scheduler="median")) == []
+    (bracket,) = policies.scheduler(u)._brackets
+    assert sorted(milestone for milestone, _ in bracket._rungs) == [2, 6, 18] == policies.rungs(u)
+    assert policies.rungs(dataclasses.replace(u, scheduler="median")) == []
 
 
 def test_trials_side_by_side_follow_the_cluster():
@@ -120,7 +120,7 @@ def test_choosing_passes_over_diverged_trials_and_says_why_none_is_left():
                 "reason": "the loss is nan", **more}
 
     with pytest.raises(Exception, match="no trial came to a result \\(000: the loss is nan\\)"):
-        search.choose(config_of(), [trial(0, 0.9, "diverged")])
+        outcome.choose(config_of(), [trial(0, 0.9, "diverged")])
 
 
 def test_what_is_wrong_with_a_search_is_told_at_once(tmp_path):

@@ -1,0 +1,156 @@
+"""The training loop in this process, without Ray: goes on where it was, keeps what it should and leaves nothing else."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fer_ray import scratch, storage
+from fer_ray.config import Config, TrainConfig
+from fer_ray.errors import StorageError
+from fer_ray.model import checkpoints, start_weights
+from fer_ray.train import batches, loop, tracking
+from fer_ray.train.job import SplitInput, TrainingInput, TrainJob
+from fer_ray.train.workers import SingleWorker
+
+
+class Killed(BaseException):
+    """Ends the loop as the death of its process does."""
+
+
+@pytest.fixture(autouse=True)
+def references_are_values(monkeypatch):
+    """The loop asks Ray for nothing but the values of references."""
+    monkeypatch.setattr("ray.get", lambda reference: reference)
+
+
+@pytest.fixture
+def job(tmp_path) -> TrainJob:
+    """Two epochs of six steps, with a checkpoint within each and at its end."""
+    rng = np.random.default_rng(0)
+
+    def split(kind: str, number: int) -> SplitInput:
+        crops = [rng.integers(0, 256, (256, 256), dtype=np.uint8) for _ in range(number)]
+        return SplitInput("cached", [batches.Crops(crops, np.arange(number) % 8, np.arange(number))])
+
+    settings = TrainConfig(backbone="timm:test_resnet", weights="none", batch_size=4, epochs=2, lr=0.01,
+                           checkpoint_every_steps=3)
+    state = start_weights.load(settings)
+    loaded = TrainingInput("fingerprint", state, None, split("train", 24), split("val", 8))
+    storage.write_json(str(tmp_path / "runs/one/run.json"), {"id": "id1", "values": {}})
+    return TrainJob(Config(name="one", storage=str(tmp_path), train=settings), loaded, threads=1)
+
+
+def renamed(job: TrainJob, name: str, **changes) -> TrainJob:
+    """The same job as another run."""
+    config = dataclasses.replace(job.config, name=name, train=dataclasses.replace(job.config.train, **changes))
+    storage.write_json(f"{config.storage}/runs/{name}/run.json", {"id": name, "values": {}})
+    return dataclasses.replace(job, config=config)
+
+
+def train(job: TrainJob, die_at: int | None = None) -> None:
+    """Run the loop; `die_at`: the number of the report that the process does not survive."""
+    reports = 0
+
+    class Worker(SingleWorker):
+        def report(self, numbers, checkpoint):
+            nonlocal reports
+            reports += 1
+            super().report(numbers, checkpoint)
+            if reports == die_at:
+                self.finish()
+                raise Killed
+
+    worker = Worker(job)
+    loop.fit(job, worker)
+    worker.finish()
+
+
+def weights(job: TrainJob) -> dict[str, torch.Tensor]:
+    newest = checkpoints.find_latest(job.run)
+    assert newest
+    return load_file(Path(newest) / "model.safetensors")
+
+
+def names(job: TrainJob) -> list[str]:
+    return [name for name in storage.list_dirs(job.run) if name.startswith("checkpoint_")]
+
+
+def assert_equal(one: dict, two: dict) -> None:
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("die_at", [1, 2])
+def test_a_run_that_died_ends_with_the_weights_and_files_of_one_that_did_not(job, die_at):
+    train(job)
+    other = renamed(job, "other")
+    with pytest.raises(Killed):
+        train(other, die_at)
+    half_written = Path(other.run, "checkpoint_0001_000005")  # as a kill during the upload leaves it
+    half_written.mkdir()
+    (half_written / f"model.safetensors.{'0' * 32}.part").write_bytes(b"half")
+    train(other)
+    assert_equal(weights(other), weights(job))
+    assert names(other) == names(job) == ["checkpoint_0001_000000", "checkpoint_0002_000000"]
+    losses = [[epoch["train_loss"] for epoch in tracking.read(one.run)] for one in (job, other)]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    assert not list(Path(scratch.folder()).iterdir())
+
+
+def test_a_damaged_checkpoint_does_not_push_out_those_that_are_written_after_it(job):
+    train(job)
+    damaged = Path(job.run, "checkpoint_0002_000000/model.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    with pytest.raises(Killed):
+        train(job, die_at=1)  # the one within epoch 2 is kept, though the damaged one is further
+    assert names(job) == ["checkpoint_0001_000000", "checkpoint_0001_000003"]
+
+
+def test_what_cannot_be_stored_ends_the_run_with_the_reason_and_leaves_no_temporary_folder(job, monkeypatch):
+    def refuse(path: str, uri: str) -> None:
+        raise StorageError(f"{uri}: No space left on device")
+
+    monkeypatch.setattr(storage, "move", refuse)
+    with pytest.raises(StorageError, match="No space left"):
+        train(job)
+    assert not list(Path(scratch.folder()).iterdir()) and names(job) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_no_temporary_folder(job, monkeypatch):
+    def refuse(*content) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        train(job)
+    assert not list(Path(scratch.folder()).iterdir())
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_an_outage_of_the_storage_never_begins_the_run_anew(job, monkeypatch, name):
+    train(job)
+    before = names(job)
+    (Path(job.run) / before[-1] / "model.json").touch()
+    for function in ("read_bytes", "sha256"):
+        real = getattr(storage, function)
+
+        def away(uri: str, real=real):
+            if uri.endswith(name):
+                raise StorageError(f"{uri}: no answer")
+            return real(uri)
+
+        monkeypatch.setattr(storage, function, away)
+    with pytest.raises(StorageError, match="no answer"):
+        train(job)
+    assert names(job) == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_why(job):
+    diverging = renamed(job, "diverging", lr=1e30, checkpoint_every_steps=0)
+    train(diverging)
+    assert "train.lr 1e+30 is too high" in json.loads(Path(diverging.run, "diverged.json").read_text())["reason"]
+    assert names(diverging) == []
