@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).parents[2]
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # epochs of a second wait for the controller
 
@@ -64,17 +66,41 @@ def nodes_of(*cpus: int):
         cluster.shutdown()
 
 
+@pytest.fixture(scope="session")
+def prepared(sample_of, tmp_path_factory):
+    """The configuration of a small, quick training on the prepared set `set` of a few people.
+
+    For tests that add runs of their own names to the same storage.
+    """
+    from fer_ray.config import Config, DataConfig, TrainConfig
+    from fer_ray.data import prepare
+    from fer_ray.data.sources import read_manifest
+
+    root = tmp_path_factory.mktemp("prepared")
+    data = DataConfig("auto", str(sample_of(root / "data", 4)))
+    config = Config(name="set", storage=str(root / "out"), prepared="set", data=data,
+                    train=TrainConfig(backbone="timm:test_resnet", weights="none", batch_size=8, lr=0.01, epochs=3))
+    with ray_on(2):
+        prepare.prepare(config, read_manifest(config.data))
+    return config
+
+
 def run_job(verb: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
     """Run a job in the Ray of the tests, from another folder: nothing may depend on the working directory."""
-    import ray
-
     with ray_on(2):
-        shell = environment(RAY_ADDRESS=ray.get_runtime_context().gcs_address)
-        return subprocess.run(command(verb, *options), cwd=cwd, env=shell, capture_output=True, text=True, timeout=220)
+        return subprocess.run(command(verb, *options), cwd=cwd, env=joining(), capture_output=True, text=True,
+                              timeout=220)
 
 
 def command(verb: str, *options: str) -> list[str]:
     return [sys.executable, str(REPO / "jobs" / f"{verb}.py"), *options]
+
+
+def joining() -> dict[str, str]:
+    """For a process that joins the Ray of the tests, which runs (`ray_on`)."""
+    import ray
+
+    return environment(RAY_ADDRESS=ray.get_runtime_context().gcs_address)
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -7,184 +7,176 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cluster.conftest import command, environment, nodes_of, ray_on
+from cluster.conftest import command, joining, ray_on
 
 from fer_ray import storage
-from fer_ray.config import Config, DataConfig, TrainConfig, TuneConfig
-from fer_ray.data import prepare, sample
-from fer_ray.data.sources import read_manifest
+from fer_ray.config import Config, TuneConfig
 from fer_ray.train import tracking
+from fer_ray.train.job import TrainingInput
 from fer_ray.tune import outcome, search, space
 
 GOOD, BAD, DIVERGING = ({"lr": lr, "momentum": 0.9} for lr in (0.05, 1e-9, 1e38))
+TRAIN = {"layers": "head", "lr": 0.05}
+TUNE = {"plane": "plain", "lr": [1e-10, 1e38], "max_epochs": 4, "num_trials": 3}
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A prepared set of a few people; trials train the last layer on real ImageNet features."""
-    root = tmp_path_factory.mktemp("tiny")
-    sample.write_sample(root / "data", subjects=5, seed=3)
-    config = Config(name="set", storage=str(root / "out"), prepared="set", data=DataConfig("auto", str(root / "data")),
-                    train=TrainConfig(backbone="efficientnet_lite0", layers="head", batch_size=8, lr=0.05),
-                    tune=TuneConfig(plane="plain", lr=[1e-10, 1e38], max_epochs=4, num_trials=3))
-    with ray_on(2):
-        prepare.prepare(config, read_manifest(config.data))
+def named(prepared: Config, name: str, points: list[dict], train: dict | None = None, **tune) -> Config:
+    """A search on the last layer under this name, whose first points are known already."""
+    config = dataclasses.replace(prepared, name=name, tune=TuneConfig(**TUNE | tune),
+                                 train=dataclasses.replace(prepared.train, **TRAIN | (train or {})))
+    storage.write_json(storage.join(space.search_uri(config), "points.json"), {"points": points})
     return config
 
 
-def named(config: Config, name: str, points: list[dict], train: dict | None = None, **tune) -> Config:
-    """The same search under another name, whose first points are known already."""
-    changed = dataclasses.replace(config, name=name, tune=dataclasses.replace(config.tune, **tune),
-                                  train=dataclasses.replace(config.train, **train or {}))
-    storage.write_json(storage.join(space.search_uri(changed), "points.json"), {"points": points})
-    return changed
+@pytest.fixture(scope="module")
+def search_on(prepared):
+    """Runs a search; all share what they train on, as long as the same Ray runs."""
+    loaded: dict[str, TrainingInput] = {}
+
+    def run(config: Config) -> list[dict]:
+        uri = f"{config.storage}/prepared/set"
+        if not loaded:
+            loaded.update(search.load_inputs(config, uri))
+        return search.search(config, uri, loaded)
+
+    with ray_on(2):
+        yield run
 
 
-def searched(config: Config) -> list[dict]:
-    return search.search(config, f"{config.storage}/prepared/set")
-
-
-def processes_of(word: bytes) -> int:
-    found = 0
+def processes_of(word: bytes) -> list[int]:
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            found += word in process.joinpath("cmdline").read_bytes()
-        except OSError:
+            if word in process.joinpath("cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:  # it has ended
             continue
     return found
 
 
 def epochs_of(trials: list[dict]) -> list[int]:
-    return [len(t["history"]) for t in trials]
+    return [len(trial["history"]) for trial in trials]
 
 
-def test_hopeless_trials_end_early_and_diverged_ones_are_the_worst_under_every_scheduler(tiny):
-    with ray_on(2):
-        found = searched(named(tiny, "asha", [GOOD, BAD, DIVERGING], reduction_factor=2))
-        good, bad, diverged = found
-        assert [t["state"] for t in found] == ["finished", "ended", "diverged"]
-        assert epochs_of([good, bad]) == [4, 1] and diverged["score"] == 0 and "too high" in diverged["reason"]
-        config = named(tiny, "asha", [GOOD, BAD, DIVERGING], reduction_factor=2)
-        best = outcome.choose(config, found)
-        named_best = storage.read_json(f"{tiny.storage}/best/asha.json")
-        assert best is good and named_best["checkpoint"].startswith(good["run"])
-        before = [tracking.read(t["run"]) for t in found]
-        assert [tracking.read(t["run"]) for t in searched(config)] == before  # made again, it trains nothing again
-        for name, scheduler in (("median", "median"), ("hyperband", "hyperband"), ("full", "none")):
-            config = named(tiny, name, [GOOD, BAD, DIVERGING], scheduler=scheduler, max_concurrent=2)
-            found = searched(config)
-            assert outcome.choose(config, found)["number"] == 0, name
-            assert found[2]["state"] == "diverged" and epochs_of(found)[0] == 4, name
-        assert epochs_of(found)[:2] == [4, 4]
-        found = searched(named(tiny, "patience", [BAD], {"patience": 1}, scheduler="none", num_trials=1))
-        assert found[0]["state"] == "finished" and epochs_of(found) == [2]
-        found = searched(named(tiny, "budget", [GOOD, GOOD, GOOD], budget_epochs=6))
-        assert sum(epochs_of(found)) == 6 and found[-1]["state"] == "unfinished"
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.time() + 100
+    while not condition():
+        assert time.time() < deadline, "it did not happen in time"
+        time.sleep(0.02)
 
 
-def test_trials_of_two_workers_leave_no_worker_behind(tiny):
-    config = named(tiny, "group", [GOOD, BAD, DIVERGING], train={"num_workers": 2}, reduction_factor=2, max_epochs=3)
-    with ray_on(2):
-        found = searched(config)
-        assert [t["state"] for t in found] == ["finished", "ended", "diverged"]
-        deadline = time.time() + 30
-        while processes_of(b"RayTrainWorker") and time.time() < deadline:
-            time.sleep(0.2)
-        assert not processes_of(b"RayTrainWorker")
+def test_asha_ends_the_hopeless_trial_and_the_diverged_one_is_the_worst(prepared, search_on):
+    config = named(prepared, "asha", [GOOD, BAD, DIVERGING], reduction_factor=2)
+    found = search_on(config)
+    good, bad, diverged = found
+    assert [trial["state"] for trial in found] == ["finished", "ended", "diverged"]
+    assert epochs_of([good, bad]) == [4, 1] and diverged["score"] == 0 and "too high" in diverged["reason"]
+    assert outcome.choose(config, found) is good
+    assert storage.read_json(f"{config.storage}/best/asha.json")["checkpoint"].startswith(good["run"])
+    before = [tracking.read(trial["run"]) for trial in found]
+    # made again, it trains nothing again
+    assert [tracking.read(trial["run"]) for trial in search_on(config)] == before
 
 
-def test_a_lost_node_costs_no_trial(tiny):
-    points = [GOOD, {"lr": 0.02, "momentum": 0.9}, BAD]
-    with ray_on(2):
-        undisturbed = searched(named(tiny, "still", points, {"patience": 60}, max_epochs=12, scheduler="none"))
-    config = named(tiny, "lost", points, {"patience": 60}, max_epochs=12, scheduler="none", max_concurrent=2)
-    # the head computes nothing; a node of two is lost while a trial runs on it, another is there instead
-    with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
-        def lose_one() -> None:
-            run, deadline = f"{space.search_uri(config)}/runs/001", time.time() + 100
-            while len(tracking.read(run)) < 2:
-                assert time.time() < deadline
-                time.sleep(0.02)
-            cluster.remove_node(others[0], allow_graceful=False)
-
-        lost = aside.submit(lose_one)
-        found = searched(config)
-        lost.result()
-    assert [t["state"] for t in found] == ["finished"] * 3
-
-    def numbers(trials: list[dict]) -> list:
-        return [[(e["train_loss"], e["val_loss"]) for e in t["history"]] for t in trials]
-
-    assert numbers(found) == numbers(undisturbed)
+@pytest.mark.parametrize("scheduler", ["median", "hyperband", "none"])
+def test_other_schedulers_find_the_same_best_trial(prepared, search_on, scheduler):
+    config = named(prepared, scheduler, [GOOD, BAD, DIVERGING], scheduler=scheduler, max_concurrent=2)
+    found = search_on(config)
+    assert outcome.choose(config, found)["number"] == 0
+    assert found[2]["state"] == "diverged" and epochs_of(found)[0] == 4
+    assert scheduler != "none" or epochs_of(found)[:2] == [4, 4]
 
 
-def test_driver_killed_and_interrupted_goes_on_with_what_is_done(killed):
-    search, done, again, interrupted, said = killed
-    assert again == 130 and interrupted.splitlines()[-1].startswith("error: interrupted"), interrupted
-    assert tracking.read(str(search / "runs/000")) == done
-    assert len({e["run"] for e in tracking.read(str(search / "runs/001"))}) == 1
-    result = json.loads((search / "tune.json").read_text())
-    assert epochs_of(result["trials"]) == [30, 30, 1] and result["trials"][2]["state"] == "ended"
-    assert result["test"]["test_images"] and said.splitlines()[-1].startswith("result: ")
+def test_patience_finishes_a_trial_and_a_spent_budget_leaves_it_unfinished(prepared, search_on):
+    found = search_on(named(prepared, "patience", [BAD], {"patience": 1}, scheduler="none", num_trials=1))
+    assert found[0]["state"] == "finished" and epochs_of(found) == [2]
+    found = search_on(named(prepared, "budget", [GOOD, GOOD], num_trials=2, budget_epochs=5))
+    assert sum(epochs_of(found)) == 5 and found[-1]["state"] == "unfinished"
+
+
+def test_a_killed_trial_goes_on_and_ends_as_one_that_nothing_disturbed(prepared, search_on):
+    still = search_on(named(prepared, "still", [GOOD], {"patience": 60}, max_epochs=12, scheduler="none", num_trials=1))
+    config = named(prepared, "lost", [GOOD], {"patience": 60}, max_epochs=12, scheduler="none", num_trials=1)
+
+    def kill_trial() -> int:
+        wait_for(lambda: len(tracking.read(f"{space.search_uri(config)}/runs/000")) >= 2)
+        trials = processes_of(b"ImplicitFunc")
+        for process in trials:
+            os.kill(process, signal.SIGKILL)
+        return len(trials)
+
+    with ThreadPoolExecutor(1) as aside:
+        killed = aside.submit(kill_trial)
+        found = search_on(config)
+        assert killed.result()
+    numbers = [[(epoch["train_loss"], epoch["val_loss"]) for epoch in one["history"]] for one in (found[0], still[0])]
+    assert found[0]["state"] == "finished" and numbers[0] == numbers[1]
+
+
+def test_trials_of_two_workers_leave_no_worker_behind(prepared, search_on):
+    config = named(prepared, "group", [GOOD, BAD, DIVERGING], {"num_workers": 2}, reduction_factor=2, max_epochs=3)
+    found = search_on(config)
+    assert [trial["state"] for trial in found] == ["finished", "ended", "diverged"]
+    assert epochs_of(found)[:2] == [3, 1]
+    wait_for(lambda: not processes_of(b"RayTrainWorker"))
 
 
 @pytest.fixture(scope="module")
-def killed(tiny):
-    """A search whose driver was killed, then interrupted by Ctrl-C, both times in the second trial, then let run.
-
-    Its folder, the first trial's epochs as the killed driver left them, and what the two drivers after it said.
-    """
-    config = named(tiny, "killed", [GOOD, GOOD, BAD], {"patience": 30}, max_epochs=30, max_concurrent=1)
+def killed(prepared):
+    """A search whose driver was killed in the second trial; its folder, the first trial's epochs as the killed driver
+    left them, and what the driver after it said."""
+    config = named(prepared, "killed", [GOOD, GOOD, BAD], {"patience": 20}, max_epochs=20, max_concurrent=1)
     folder = Path(space.search_uri(config))
     options = ["--storage", config.storage, "--prepared", "set", "--name", "killed", "--train.backbone",
-               config.train.backbone, "--train.layers", "head", "--train.batch_size", "8", "--train.lr", "0.05",
-               "--train.patience", "30", "--tune.plane", "plain", "--tune.lr", "[1e-10, 1e38]", "--tune.max_epochs",
-               "30", "--tune.num_trials", "3", "--tune.max_concurrent", "1"]
+               config.train.backbone, "--train.weights", "none", "--train.layers", "head", "--train.batch_size", "8",
+               "--train.lr", "0.05", "--train.epochs", str(config.train.epochs), "--train.patience", "20",
+               "--tune.plane", "plain", "--tune.lr", "[1e-10, 1e38]", "--tune.max_epochs", "20", "--tune.num_trials",
+               "3", "--tune.max_concurrent", "1"]
 
     def start() -> subprocess.Popen:
-        return subprocess.Popen(command("tune", *options), env=environment(), start_new_session=True, text=True,
+        return subprocess.Popen(command("tune", *options), env=joining(), start_new_session=True, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
-    def wait_for(trial: int, epochs: int, job: subprocess.Popen) -> None:
-        deadline = time.time() + 120
-        while len(tracking.read(str(folder / f"runs/{trial:03d}"))) < epochs:
-            assert time.time() < deadline and job.poll() is None, "it did not get so far"
-            time.sleep(0.02)
+    with ray_on(2):
+        first = start()
+        wait_for(lambda: len(tracking.read(str(folder / "runs/001"))) >= 2 or first.poll() is not None)
+        assert first.poll() is None, first.communicate()
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+        done = tracking.read(str(folder / "runs/000"))
+        time.sleep(2)
+        again = start()
+        output = again.communicate(timeout=200)[0]
+    assert again.returncode == 0, output
+    return folder, done, output
 
-    first = start()
-    wait_for(1, 2, first)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-    done = tracking.read(str(folder / "runs/000"))
-    assert done
-    time.sleep(2)
-    second = start()
-    wait_for(1, len(tracking.read(str(folder / "runs/001"))) + 2, second)
-    os.kill(second.pid, signal.SIGINT)
-    interrupted = second.communicate(timeout=60)[0]
-    third = start()
-    said = third.communicate(timeout=200)[0]
-    assert third.returncode == 0, said
-    return folder, done, second.returncode, interrupted, said
+
+def test_a_search_whose_driver_was_killed_goes_on_with_what_is_done(killed):
+    folder, done, output = killed
+    assert done and tracking.read(str(folder / "runs/000")) == done
+    assert len({epoch["run"] for epoch in tracking.read(str(folder / "runs/001"))}) == 1
+    result = json.loads((folder / "tune.json").read_text())
+    assert epochs_of(result["trials"]) == [20, 20, 1] and result["trials"][2]["state"] == "ended"
+    assert result["test"]["test_images"] and output.splitlines()[-1].startswith("result: ")
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
-def test_the_page_shows_the_search_in_a_browser(killed, tmp_path):
+def test_the_page_shows_the_search_in_a_browser(killed):
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page, wrong = browser.new_page(viewport={"width": 1280, "height": 900}), []
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
         page.goto(f"file://{killed[0]}/tune.html")
-        pictures = page.locator("img")
-        assert pictures.count() >= 3 and not wrong
+        assert page.locator("img").count() >= 3 and not wrong
         assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 300)")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         rows = page.locator("table tr", has_text="ended")

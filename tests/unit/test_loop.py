@@ -1,4 +1,4 @@
-"""The training loop in this process, without Ray: goes on where it was, keeps what it should and leaves nothing else."""
+"""The training loop without Ray: it goes on where it was, keeps what it should and leaves nothing else."""
 
 import dataclasses
 import json
@@ -154,3 +154,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_why(job):
     train(diverging)
     assert "train.lr 1e+30 is too high" in json.loads(Path(diverging.run, "diverged.json").read_text())["reason"]
     assert names(diverging) == []
+
+
+def test_crops_that_lie_on_the_device_train_alike(job, monkeypatch):
+    in_memory = renamed(job, "memory", backbone="timm:test_convnext", checkpoint_every_steps=0)
+    in_memory = dataclasses.replace(in_memory, input=dataclasses.replace(
+        in_memory.input, start_state=start_weights.load(in_memory.config.train)))
+    train(in_memory)
+    monkeypatch.setattr(loop, "_free_bytes", lambda device: 2**40)  # as a GPU has; here the device is the CPU
+    on_device = renamed(in_memory, "device")
+    train(on_device)
+    one, two = weights(in_memory), weights(on_device)
+    assert all(torch.allclose(one[name], two[name], atol=0.03) for name in one)  # whole grey levels, and training
+    losses = [[epoch["train_loss"] for epoch in tracking.read(job.run)] for job in (in_memory, on_device)]
+    assert losses[0] == pytest.approx(losses[1], abs=5e-3) and losses[0] != losses[1], losses
