@@ -6,10 +6,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from reports import result_for
 
-from fer_ray import config
+from fer_ray import config, storage
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.evaluate import protocols, results
+from fer_ray.report import pages
 
 
 def test_plans_share_a_prepared_set_and_differ_in_one_thing():
@@ -87,3 +89,38 @@ def test_a_comparison_that_cannot_carry_it_gives_no_number(by_subject, words):
     found = protocols.compare_sides(side(12, EXPRESSIONS[:7]), by_subject, seed=0)
     assert found["points"] is None
     assert re.search(words, found["withheld"])
+
+
+def study(tmp_path, people_by_subject, leaks=None):
+    """A finished study of the paper's split beside an honest one: its summary, from what the runs left on disk."""
+    base = config.Config(name="x", storage=str(tmp_path), protocol=config.ProtocolConfig("paper_vs_honest"))
+    runs = protocols.plan(base, people(40))
+    reports = {}
+    for number, (label, run) in enumerate(runs.items()):
+        table = side(12, EXPRESSIONS[:7]) if number == 0 else side(people_by_subject, EXPRESSIONS[:4], right=0.5)
+        table["subject"] += f" of {label}"  # each fold tests others
+        folder = str(tmp_path / "runs" / run.name)
+        results.write_predictions(folder, "predictions.csv", table, protocols.probabilities_of(table))
+        reports[label] = result_for(protocols.scores_of(table, 0), run.split.by, leaks if number else {"subject": 12})
+        reports[label]["counts"]["after"] = {"d": {"train": {"fear": 80 if number == 0 else 60}}}
+        storage.write_json(f"{folder}/report.json", reports[label])
+    return protocols.summarise(base, runs, reports)
+
+
+def test_a_study_of_both_splits_pools_its_folds_and_says_what_the_leak_is_worth(tmp_path):
+    summary = study(tmp_path, people_by_subject=2)
+    by_image, by_subject = summary["comparison"]["sides"]
+    assert (by_image["runs"], by_subject["runs"]) == (1, 5) and (by_image["people"], by_subject["people"]) == (12, 10)
+    assert (by_image["train_images"], by_subject["train_images"]) == (80, 60)
+    assert summary["comparison"]["points"] == pytest.approx(50)
+    assert "+50.0 points" in protocols.table(summary) and "none: 2 people" in protocols.table(summary)
+    page = pages.render_protocol(summary)
+    assert "+50.0 points" in page and "train on fewer images" in page
+
+
+@pytest.mark.parametrize(("tested", "leaks", "words"), [(1, None, "tests 5 people"),
+                                                        (2, {"near_duplicate": 3}, "does not keep all people apart")])
+def test_a_study_that_cannot_carry_it_says_why(tmp_path, tested, leaks, words):
+    summary = study(tmp_path, tested, leaks)
+    assert summary["comparison"]["points"] is None
+    assert words in protocols.table(summary) and words in pages.render_protocol(summary)
