@@ -113,9 +113,8 @@ def no_interval(people: int) -> str | None:
     """Why images of so few people get no interval, in words that end a sentence; None if they get one."""
     if people >= MIN_PEOPLE:
         return None
-    shown = f"{people} people" if people != 1 else "one person"
-    return (f"no 95 % interval: the images show {shown}, and fewer than {MIN_PEOPLE} do not tell how much people "
-            "differ")
+    return (f"no 95 % interval: the images show {_count(people)}, and fewer than {MIN_PEOPLE} do not tell how much "
+            "people differ")
 
 
 def resampled_confusions(labels: np.ndarray, predicted: np.ndarray, subjects: list[str | None],
@@ -204,7 +203,7 @@ def per_class_table(scores: dict) -> str:
         else:
             lines.append(f"{name:12}{'no test images':>44}")
     lines.append(f"balanced accuracy {scores['balanced_accuracy']:.3f} (chance {scores['chance']:.3f}), accuracy "
-                 f"{scores['accuracy']:.3f}, {scores['test_images']} images of {scores['test_people']} people")
+                 f"{scores['accuracy']:.3f}, {scores['test_images']} images of {_count(scores['test_people'])}")
     if ends := scores["balanced_accuracy_ci95"]:
         lines.append("95 % interval of the balanced accuracy over people: {:.3f} to {:.3f}".format(*ends))
     else:
@@ -215,7 +214,7 @@ def per_class_table(scores: dict) -> str:
 def interval_cell(ends: list[float] | None, people: int) -> str:
     """A table's cell: both ends of an interval, or how few people keep it from being given."""
     if ends is None:
-        return f"none: {people} people" if people != 1 else "none: one person"
+        return f"none: {_count(people)}"
     return "{:.2f} to {:.2f}".format(*ends)
 
 
@@ -234,6 +233,10 @@ def _recall_interval(recalls: np.ndarray, people: int) -> list[float] | None:
 
     exact = binomtest(round(low * people), people).proportion_ci()
     return [float(exact.low), float(exact.high)]
+
+
+def _count(people: int) -> str:
+    return f"{people} people" if people != 1 else "one person"
 
 
 def _if_present(value: float, support: int) -> float | None:

@@ -8,20 +8,19 @@ import pandas as pd
 import pytest
 from cluster.conftest import command, environment
 
-from fer_ray.data.sample import write_sample
-
 OPTIONS = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}]', "--evaluate.also",
            '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "efficientnet_lite0",
-           "--train.layers", "head", "--train.lr", "0.05", "--train.epochs", "8", "--train.batch_size", "16",
+           "--train.layers", "head", "--train.lr", "0.01", "--train.epochs", "15", "--train.batch_size", "16",
            "--protocol.repeats", "3", "--name", "tiny"]
 PAGES = ["runs/tiny-fold0/report.html", "crossval/tiny/crossval.html", "labels/tiny/labels.html",
          "prepared/tiny/prepare.html"]
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory):
+def audited(tmp_path_factory, sample_of):
+    """Labels of six people, audited by a network that knows enough to be asked."""
     root = tmp_path_factory.mktemp("audited")
-    write_sample(root / "data", subjects=5, seed=1)
+    sample_of(root / "data", 6)
     done = subprocess.run(command("audit", "--labels", "--data.root", str(root / "data"), "--storage",
                                   str(root / "out"), *OPTIONS), cwd=root, env=environment(), capture_output=True,
                           text=True, timeout=400)
@@ -31,27 +30,29 @@ def audited(tmp_path_factory):
 
 @pytest.mark.timeout(420)
 def test_each_image_is_tested_once_by_a_network_that_did_not_see_it(audited):
-    told = json.loads((audited / "crossval/tiny/crossval.json").read_text())
+    summary = json.loads((audited / "crossval/tiny/crossval.json").read_text())
     index = pd.read_parquet(audited / "prepared/tiny/index.parquet")
     folds = [pd.read_csv(audited / f"runs/tiny-fold{k}/predictions.csv") for k in range(3)]
     assert sorted(pd.concat(folds)["image"]) == sorted(index["image"])
-    assert told["pooled"]["test_images"] == len(index)
+    assert summary["pooled"]["test_images"] == len(index)
     people = [set(f["subject"]) for f in folds]
     assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
-    for k, run in enumerate(told["runs"]):
+    for k, run in enumerate(summary["runs"]):
         assert run["leaks"] == {"subject": 0, "sequence": 0, "identical": 0, "near_duplicate": 0}
         assert run["also"]["jaffe"] is not None
         report = json.loads((audited / f"runs/tiny-fold{k}/report.json").read_text())
         jaffe = report["also"][0]
         assert "contempt" not in jaffe["classes"] and jaffe["metrics"]["test_images"] == 6 * len(jaffe["classes"])
-        assert report["calibration"]["temperature"] > 0 and report["groups"]["dataset"][0]["value"] == "CK+ (drawn sample)"
+        assert report["calibration"]["temperature"] == 1 and "a fit needs" in report["calibration"]["reason"]
+        assert report["drawn"] and jaffe["drawn"] and report["groups"]["dataset"][0]["value"] == "CK+ (drawn sample)"
 
 
 def test_label_audit_ranks_all_and_its_list_is_one_that_prepare_accepts(audited, tmp_path):
-    told = json.loads((audited / "labels/tiny/labels.json").read_text())
+    summary = json.loads((audited / "labels/tiny/labels.json").read_text())
     ranked = pd.read_csv(audited / "labels/tiny/labels.csv", keep_default_na=False)
     suspects = pd.read_csv(audited / "labels/tiny/suspects.csv")
-    assert len(ranked) == told["images"] and len(suspects) == told["suspects"] > 0
+    assert len(ranked) == summary["images"] and len(suspects) == summary["suspects"] > 0
+    assert summary["network"]["balanced_accuracy"] >= summary["network"]["required"] > summary["network"]["chance"]
     assert set(ranked["image"][: len(suspects)]) == set(suspects["image"])
     wrong = suspects.head(5)  # what a person did not strike from the list
     wrong.to_csv(tmp_path / "wrong.csv")
