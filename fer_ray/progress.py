@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 LOG_EVERY_S = 20.0  # between two lines in a log
 POLL_S = 0.5  # between two looks at the tasks that still run
@@ -66,12 +66,13 @@ class Progress:
         return f"{self.work}: {self.done:,} of {self.total:,} {self.unit}, {per_s}{left}"
 
 
-def say(line: str) -> None:
-    """Print a line on standard output, above the bars that stand on the terminal."""
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line, by default on standard output, above the bars that stand on the terminal."""
     from tqdm import tqdm
 
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    file = file or sys.stdout
+    tqdm.write(line, file=file)
+    file.flush()
 
 
 def get(tasks: list, work: str, sizes: list[int], unit: str = "images") -> list[Any]:

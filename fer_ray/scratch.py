@@ -37,8 +37,14 @@ def folder() -> str:
             break  # a file system without locks, where nobody can lock what others use, and so nobody removes it
         if path.is_dir():
             break
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    atexit.register(remove)
     return str(path)
+
+
+def remove() -> None:
+    """Remove this process's folder. Called when Python exits; by hand before `os._exit`, which skips that."""
+    if folder.cache_info().currsize:
+        shutil.rmtree(folder(), ignore_errors=True)
 
 
 def _lock(path: Path) -> int:

@@ -1,49 +1,154 @@
-"""Join a Ray cluster, or start Ray on this machine, quietly."""
+"""Join a Ray cluster, or start Ray on this machine: quiet, private to this machine, and watched."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
+import tempfile
 import warnings
+from collections.abc import Generator
 from pathlib import Path
 
-from fer_ray import storage
-from fer_ray.cli import ending
+from fer_ray import scratch, storage
+from fer_ray.cli import ending, watchdog
 from fer_ray.config import ConfigError
+from fer_ray.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Ray's own progress is for developers of Ray; must be set before Ray is imported. Train's controller takes a report
-# each time it polls: every 2 s by itself, which short epochs wait for; every 0.2 s takes the network a few percent of
-# two cores. Tune would answer Ctrl-C with the result of half a search. Several runs side by side start more processes
-# than Ray warns of. A task's error is told by the one result that is asked for, not again by the others.
-QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
-         "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
-         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-         "RAY_AUTH_MODE": "token", "AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": str(storage.ATTEMPTS),
-         "RAY_worker_maximum_startup_concurrency": "8", "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-         "PYTHONPATH": str(ROOT)}
-# A step of a network takes and frees gigabytes in blocks of tens of MB. glibc gives each of them back to the kernel and
-# takes it again, zeroed page by page: on two CPU cores a third of the step (scripts/bench_train.py). So workers keep
-# what they have, in one arena, since those of threads cannot hold such blocks.
+# Environment of the driver and of every worker; a variable that the user has set stays. Must be set before Ray is
+# imported, which reads some of them then.
+SETTINGS = {
+    # Ray's own progress bars and messages are for developers of Ray.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # An error of a task is shown by whoever asks for its result, not again for each result that nobody asks for.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    # Tune would answer Ctrl-C with the result of half a search.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Train's controller takes the workers' reports each time it polls. By default that is every 2 s, for which short
+    # epochs wait; every 0.2 s would cost a few percent of two cores.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
+    # Ray would hide all GPUs from tasks that ask for none.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Several runs side by side start more processes at once than Ray does by default.
+    "RAY_worker_maximum_startup_concurrency": "8",
+    # Whoever may speak to Ray may run code.
+    "RAY_AUTH_MODE": "token",
+    "AWS_RETRY_MODE": "standard",
+    "AWS_MAX_ATTEMPTS": str(storage.ATTEMPTS),
+    "PYTHONPATH": str(ROOT),
+}
+# A training step takes and frees gigabytes in blocks of tens of MB. By default glibc gives each of them back to the
+# kernel and takes it again, zeroed page by page: on two CPU cores a third of the step (scripts/bench_train.py). So
+# workers keep what they have, in one arena, since the arenas of threads cannot hold such blocks.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
+# A Ray of this job's own listens on the loopback interface only, as Ray itself does on Windows and macOS: the variable
+# says that no other machine joins. PyTorch's workers talk to each other by libraries with settings of their own.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
+
+class ConnectionFailedError(UserError):
+    """Ray could not be started or joined; the message says why."""
 
 
 def connect(**options) -> None:
     """Join the cluster of RAY_ADDRESS, or start Ray on this machine with `options` of ray.init.
 
-    Raises: ConfigError if the cluster has no CPU for tasks and none will come.
+    Raises: ConnectionFailedError; ConfigError if the cluster has no CPU for tasks and none will come.
     """
-    settings = {k: v if k == "PYTHONPATH" else os.environ.get(k, v) for k, v in (QUIET | HEAP).items()}
-    os.environ.update({k: settings[k] for k in QUIET if k != "PYTHONPATH"})
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    settings = SETTINGS | HEAP | (LOOPBACK if address == "local" else {})
+    # the workers' PYTHONPATH is the project alone; any other variable is the user's to set
+    settings = {key: value if key == "PYTHONPATH" else os.environ.get(key, value) for key, value in settings.items()}
+    os.environ.update({key: value for key, value in settings.items() if key not in HEAP and key != "PYTHONPATH"})
+    _keep_token_private(may_create=address == "local")
     import ray
 
-    # with its dashboard: Ray asks it whether a trial's trainer has ended, before it frees what that held
-    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="error", log_to_driver=False,
-             ignore_reinit_error=True, runtime_env={"env_vars": settings}, **options)
-    ending.listen()
+    if not ray.is_initialized():
+        # With its dashboard: Ray asks it whether a trial's trainer has ended, before it frees what that held.
+        options |= {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": settings}}
+        with _temporary_files_in_scratch() if address == "local" else contextlib.nullcontext():
+            _init(address, options)
+        ending.listen()
+        watchdog.start(patience_s=1.0 if address == "local" else 45.0)
+    _silence_libraries()
+    _require_cpus()
+
+
+def _init(address: str, options: dict) -> None:
+    """Call ray.init. Raises: ConnectionFailedError."""
+    import ray
+    import ray.exceptions
+
+    try:
+        ray.init(address, **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        where = "Ray cannot start on this machine" if address == "local" else f"RAY_ADDRESS {address}: no Ray to join"
+        raise ConnectionFailedError(f"{where}: {ending.summary(error)}") from error
+
+
+def _keep_token_private(may_create: bool) -> None:
+    """See to it that only this user can read the token that Ray's processes prove themselves with.
+
+    Ray would write a new one readable for every user of the machine.
+    """
+    if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        return
+    token = Path.home() / ".ray" / "auth_token"
+    try:
+        if token.exists():
+            status = token.stat()
+            if status.st_uid == os.getuid() and status.st_mode & 0o077:
+                token.chmod(0o600)
+        elif may_create:
+            token.parent.mkdir(exist_ok=True)
+            # named only when it is written: another job that starts meanwhile must not read half of it
+            descriptor, unnamed = tempfile.mkstemp(dir=token.parent)  # with mode 0600
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+            with contextlib.suppress(FileExistsError):
+                os.link(unnamed, token)
+            os.unlink(unnamed)
+    except OSError as error:
+        raise ConfigError(f"{token}: {error.strerror}; Ray keeps its token there: make it writable, or name another "
+                          "file by RAY_AUTH_TOKEN_PATH") from None
+
+
+@contextlib.contextmanager
+def _temporary_files_in_scratch() -> Generator[None]:
+    """Have the processes that start meanwhile, and theirs, put temporary files into this process's own folder.
+
+    Ray ends its processes by SIGKILL, so that they leave theirs behind: its dashboard a folder with a socket each time,
+    a worker the checkpoint that it was about to upload. Ray's logs stay where they are by default.
+    """
+    before = {key: os.environ.get(key) for key in ("TMPDIR", "RAY_TMPDIR")}
+    os.environ["RAY_TMPDIR"] = before["RAY_TMPDIR"] or before["TMPDIR"] or "/tmp"
+    os.environ["TMPDIR"] = scratch.folder()
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def _silence_libraries() -> None:
     import ray.data
     import ray.train
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    warnings.filterwarnings("ignore", message=".*ray_remote_args", category=DeprecationWarning)
+    for name in ("ray.data", "ray.train"):  # after the imports, which set the levels
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _require_cpus() -> None:
+    import ray
 
     from fer_ray.train import resources
 
@@ -51,7 +156,3 @@ def connect(**options) -> None:
         if not resources.has_autoscaler(ray.nodes()):
             raise ConfigError("the cluster has no CPU for tasks; start a node by ray start --address ...")
         print("no node for tasks yet: the autoscaler starts them as they are needed", flush=True)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    warnings.filterwarnings("ignore", message=".*ray_remote_args", category=DeprecationWarning)
-    for name in ("ray.data", "ray.train"):  # after the imports, which set the levels
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -46,5 +46,26 @@ def tell(code: int) -> None:
 
 
 def explain(error: Exception) -> str | None:
-    """One line if a process of Ray died: which one, and what to do. None for any other error."""
-    return None
+    """One line if a process or machine of Ray is to blame: what happened, and what to do. None for any other error.
+
+    An error that was raised in a task or on a worker counts as what caused it there: a fault of the code is not Ray's.
+    """
+    if "ray" not in sys.modules:
+        return None
+    from ray.exceptions import RayError, RayTaskError
+
+    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    if not isinstance(error, RayError) or isinstance(error, RayTaskError):
+        return None
+    return f"Ray: {summary(error)}; the same command goes on where it was"
+
+
+def summary(error: Exception) -> str:
+    """The first line of an error's message, which of Ray's errors says what happened, and the process if it is named.
+
+    The rest of the message is advice for developers and the last lines of some log.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    process = next((line.removeprefix("class_name: ") for line in lines if line.startswith("class_name: ")), "")
+    return lines[0].rstrip(".")[:300] + (f" ({process})" if process else "")

@@ -26,7 +26,7 @@ VERBS = {
                                          "honest one."),
     "compare": ("studies.run_compare", "Train several backbones alike, on the same split, and compare them."),
     "crossdata": ("studies.run_crossdata", "Train on each data set of data.sources and test on every other."),
-    "audit": ("studies.run_audit", "Audit a prepared set: who and what stands in more than one split, and which labels "
+    "audit": ("audit.run_audit", "Audit a prepared set: who and what stands in more than one split, and which labels "
                                    "are doubtful (--labels)."),
 }
 

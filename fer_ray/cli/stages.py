@@ -1,4 +1,4 @@
-"""The stages as every job calls them: what can be wrong is found before the work, most of it before Ray starts."""
+"""The stages as verbs: prepare, train, evaluate, predict. Faults of the input are found before any work is done."""
 
 from __future__ import annotations
 
@@ -10,68 +10,62 @@ import numpy as np
 import pandas as pd
 
 from fer_ray import storage
-from fer_ray.cli import connection
+from fer_ray.cli import connection, wording
 from fer_ray.config import Config, TrainConfig
-from fer_ray.data import prepare, prepared_set
-from fer_ray.data.sources import find_images, read_manifest
+from fer_ray.data import prepare, prepared_set, sources
 from fer_ray.evaluate import evaluation, inference
-from fer_ray.model import augment, checkpoints, metrics, registry
+from fer_ray.model import augment, checkpoints, metrics, registry, start_weights
 from fer_ray.report import pages, prepared_page
 from fer_ray.train import inputs, job, resources, schedule, training
 
 
 def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
-    """Raw data to prepared set; its URI. What any of the `trainings` to come lacks is told before the work."""
-    data = read_manifest(config.data, config.split.by)
-    print(f"prepare: {data.rows.num_rows} images, {data.rejected.num_rows} rejected by their labels", flush=True)
-    connection.connect()
-    import ray
+    """Make the prepared set of a raw data set; its URI.
 
-    for t in trainings:
-        resources.are_available(t)
-        ray.get(inputs.load_start_state(t)[1])
+    Args:
+        config: names the data and the prepared set.
+        trainings: that are to use the set. What one of them lacks ends the job before the first image is cropped.
+    """
+    trainings = list(trainings)
+    sources.root_of(config.data)  # a command without it lacks more than weights
+    for training_config in trainings:
+        start_weights.check(training_config)
+    data = sources.read_manifest(config.data, config.split.by)
+    wording.say("prepare", [f"{wording.count(data.rows.num_rows, 'image')} found, "
+                            f"{data.rejected.num_rows:,} more rejected by their labels"])
+    connection.connect()
+    _require(trainings)
     uri = prepare.prepare(config, data)
-    summary = storage.read_json(storage.join(uri, "prepared.json"))
-    kept = {s: sum(sum(by[s].values()) for by in summary["counts"]["after"].values() if s in by)
-            for s in ("train", "val", "test")}
-    print(f"prepare: {kept} images by {summary['split']}, rejected {summary['rejected']}, leaks {summary['leaks']}",
-          flush=True)
     page = storage.join(uri, "prepare.html")
     if not storage.exists(page):
         prepared_page.write(uri, config.name)
-    print(f"prepare: report {page}", flush=True)
-    for remark in summary["remarks"]:
-        print(f"prepare: {remark}", flush=True)
+    wording.say("prepare", [*wording.prepared(storage.read_json(storage.join(uri, "prepared.json"))), f"report {page}"])
     return uri
 
 
-def run_split_audit(config: Config) -> str:
-    """Audit the prepared set again; URI of its page."""
-    uri = prepared_set.uri_of(config)
-    index = prepared_set.read_index(uri)
-    summary = storage.read_json(storage.join(uri, "prepared.json"))
-    summary |= prepare.audit(uri, index)
-    storage.write_json(storage.join(uri, "prepared.json"), summary)
-    leaks = prepared_set.read_table(uri, "leaks")
-    print(leaks.to_string(index=False) if len(leaks) else "no leak across splits", flush=True)
-    print(f"leaks {summary['leaks']}, near-duplicates in the whole set {summary['near_duplicates']}, same picture with "
-          f"different expressions {summary['conflicts']}", flush=True)
-    return prepared_page.write(uri, config.name)
+def _require(trainings: list[TrainConfig]) -> None:
+    """Raise what would keep one of these trainings from starting: too small a cluster, or weights that do not fit."""
+    import ray
+
+    for training_config in trainings:
+        resources.are_available(training_config)
+    ray.get([inputs.load_start_state(training_config)[1] for training_config in trainings])
 
 
 def run_train(config: Config) -> str:
-    """Prepared set to the run folder with its checkpoints; its URI."""
-    t = config.train
-    prepared_set.read_index(prepared_set.uri_of(config))
+    """Train on a prepared set; URI of the run's folder with its checkpoints."""
+    train = config.train
+    start_weights.check(train)
+    prepared_set.read_index(prepared_set.uri_of(config))  # what is wrong with it ends the job before Ray starts
     connection.connect()
-    scaled = f" (scaled to {schedule.peak_lr(t):g} for batches of {t.batch_size})" if t.lr_per_256 else ""
-    print(f"train: {t.backbone} from {t.weights} weights, at most {t.epochs} epochs, lr {t.lr:g}{scaled}, "
-          f"momentum {t.momentum:g}", flush=True)
+    scaled = f" (scaled to {schedule.peak_lr(train):g} for batches of {train.batch_size})" if train.lr_per_256 else ""
+    wording.say("train", [f"{train.backbone} from {train.weights} weights, at most {train.epochs} epochs, "
+                          f"lr {train.lr:g}{scaled}, momentum {train.momentum:g}"])
     return training.train(config, prepared_set.uri_of(config))
 
 
 def run_evaluate(config: Config) -> str:
-    """Best checkpoint to result.json; its URI."""
+    """Score the best checkpoint of a run on the test split and write the report; URI of result.json."""
     prepared_set.read_index(prepared_set.uri_of(config))
     also = prepare_also(config)
     connection.connect()
@@ -79,15 +73,15 @@ def run_evaluate(config: Config) -> str:
 
 
 def prepare_also(config: Config) -> dict[str, str]:
-    """The data sets of `evaluate.also`, prepared whole for testing (name -> URI)."""
-    data = {s.name: dataclasses.replace(config.data, sources=[s], exclude="") for s in config.evaluate.also}
-    for one in data.values():  # what is wrong with any of them is told before the first is prepared
-        read_manifest(one, "test")
-    shared = config.prepared or config.name
-    sets = {name: dataclasses.replace(config, prepared=f"{shared}-{name}", data=one,
-                                      split=dataclasses.replace(config.split, by="test", folds=0, fold=0))
-            for name, one in data.items()}
-    return {name: run_prepare(one) for name, one in sets.items()}
+    """Prepare the data sets of `evaluate.also`, all of each for testing; their URIs by name."""
+    data = {source.name: dataclasses.replace(config.data, sources=[source], exclude="")
+            for source in config.evaluate.also}
+    for data_config in data.values():  # what is wrong with any of them ends the job before the first is prepared
+        sources.read_manifest(data_config, "test")
+    split = dataclasses.replace(config.split, by="test", folds=0, fold=0)
+    prepared = config.prepared or config.name
+    return {name: run_prepare(dataclasses.replace(config, prepared=f"{prepared}-{name}", data=data_config, split=split))
+            for name, data_config in data.items()}
 
 
 def score(config: Config, prepared: str, also: dict[str, str]) -> str:
@@ -103,23 +97,21 @@ def score(config: Config, prepared: str, also: dict[str, str]) -> str:
 
 
 def run_predict(config: Config) -> str:
-    """Photographs to predictions.csv; its URI."""
-    images = find_images(config.predict.images)
+    """Predict the expressions in photographs; URI of predictions.csv."""
+    images = sources.find_images(config.predict.images)
     checkpoint = config.predict.checkpoint or registry.find(config.storage, config.name)
     trained = checkpoints.describe(checkpoint)["config"]["faces"]
     for key in ("detector", "enlarge"):
-        if trained[key] != (given := getattr(config.faces, key)):
-            print(f"predict: the network was trained with faces.{key} {trained[key]}, not {given}", flush=True)
+        if trained[key] != (value := getattr(config.faces, key)):
+            wording.say("predict", [f"the network was trained with faces.{key} {trained[key]}, not {value}"])
     connection.connect()
-    table = inference.predict_images(config, checkpoint, images)
-    found = pd.read_csv(io.BytesIO(storage.read_bytes(table)))
-    print(f"predict: {len(found)} images, {found['reason'].notna().sum()} without a prediction; "
-          f"{found['expression'].value_counts().to_dict()}", flush=True)
-    return table
+    uri = inference.predict_images(config, checkpoint, images)
+    wording.say("predict", [wording.predictions(pd.read_csv(io.BytesIO(storage.read_bytes(uri))))])
+    return uri
 
 
 def run_pipeline(config: Config) -> str:
-    """All three; URI of result.json."""
+    """Prepare, train and evaluate; URI of result.json."""
     run_prepare(config, [config.train])
     run_train(config)
     return run_evaluate(config)

@@ -27,7 +27,7 @@ def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
         DataError: a folder is missing or cannot be read, its content is not what the kind promises, or a data set
             cannot be split by `split_by`.
     """
-    root = _folder_of("data.root", data.root, "give the data set's folder by --data.root")
+    root = root_of(data)
     sources = [concrete for source in data.sources or [SourceConfig(data.kind, ".")]
                for concrete in _concrete(source, root, data)]
     names = [source.name or source.kind for source in sources]
@@ -43,6 +43,11 @@ def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
         raise DataError(f"{root}: no usable image ({'; '.join(reasons) or 'nothing of this layout'})")
     _check_no_image_twice(found)
     return exclude(found, data.exclude) if data.exclude else found
+
+
+def root_of(data: DataConfig) -> Path:
+    """The folder that all sources lie in. Raises: DataError if none is given."""
+    return _folder_of("data.root", data.root, "give the data set's folder by --data.root")
 
 
 def find_images(path: str) -> list[tuple[str, str | None]]:

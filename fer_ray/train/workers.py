@@ -139,7 +139,12 @@ def run_group(job: TrainJob, callbacks: list | None = None) -> None:
     needs = resources.worker_resources(ray.cluster_resources(), settings, resources.has_autoscaler(ray.nodes()))
     # a range lets Ray Train go on with fewer workers when nodes are lost
     number = (settings.min_workers, settings.num_workers) if settings.min_workers else settings.num_workers
-    trainer = train.torch.TorchTrainer(
+
+    class Trainer(train.torch.TorchTrainer):
+        def _register_sigint_handler(self, controller) -> None:
+            """Leave Ctrl-C to the command: Ray Train's handler ends it with exit code 1 and without a word."""
+
+    trainer = Trainer(
         fit_in_group, train_loop_config={"job": job, "keep_first": bool(callbacks)},
         scaling_config=train.ScalingConfig(num_workers=number, use_gpu=settings.use_gpu, resources_per_worker=needs),
         run_config=train.RunConfig(

@@ -34,6 +34,7 @@ ORDER = {
     "data.duplicates": False,
     "data.splits": False,
     "data.prepared_set": False,
+    "data.provenance": False,
     "data.prepare": False,
     "model.backbones": False,
     "model.augment": False,
@@ -71,11 +72,14 @@ ORDER = {
     "report.search_figures": False,
     "report.pages": False,
     "report.prepared_page": False,
+    "cli.wording": False,
     "cli.ending": False,
     "cli.reference": False,
+    "cli.watchdog": False,
     "cli.connection": False,
     "cli.stages": True,
     "cli.studies": True,
+    "cli.audit": True,
     "cli.main": False,
 }
 RANK = {name: rank for rank, name in enumerate(ORDER)}

@@ -1,0 +1,85 @@
+"""Counts as the jobs print them: in words, one fact a line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from fer_ray.data.manifest import printable
+
+MOST_REASONS = 3  # a line for each of thousands of damaged files says no more than the first ones
+SPLITS = {"subject": ", split by person", "sequence": ", split by video sequence", "image": ", split by image",
+          "official": ", split as the data set itself is", "test": ", none for training"}
+LEAKS = {"subject": ("person", "people"), "sequence": ("video sequence", "video sequences"),
+         "identical": ("identical picture", "identical pictures"),
+         "near_duplicate": ("near-duplicate", "near-duplicates")}
+
+
+def count(number: int, singular: str, plural: str = "") -> str:
+    """A number with its noun: "1 image", "1,200 images"."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def prepared(summary: dict) -> list[str]:
+    """What a prepared set holds, in lines.
+
+    Args:
+        summary: the content of its `prepared.json`.
+    """
+    images = Counter()
+    for splits in summary["counts"]["after"].values():
+        for split, expressions in splits.items():
+            images[split] += sum(expressions.values())
+    lines = [f"{count(images.total(), 'image')}{SPLITS[summary['split']]}: {listed(images)}"]
+    if summary["rejected"]:
+        number = sum(summary["rejected"].values())
+        lines.append(f"{count(number, 'image')} rejected: {reasons(summary['rejected'])}")
+    return [*lines, leaks(summary["leaks"]), *summary["remarks"]]
+
+
+def leaks(number_of: Mapping[str, int]) -> str:
+    """What stands in more than one split, in a line.
+
+    Args:
+        number_of: leaks of each kind, as `prepared.json` has them.
+    """
+    found = [count(number, *LEAKS[kind]) for kind, number in number_of.items() if number]
+    return f"in more than one split: {', '.join(found)}" if found else "nothing is in more than one split"
+
+
+def predictions(table: pd.DataFrame) -> str:
+    """How many images were given each expression and why others were not, in a line.
+
+    Args:
+        table: a row an image, with `expression` and `reason`, of which one is missing.
+    """
+    line = f"{count(len(table), 'image')}: {listed(table['expression'].value_counts().to_dict()) or 'none recognised'}"
+    missing = table["reason"].dropna().value_counts().to_dict()
+    return f"{line}; {sum(missing.values()):,} without a prediction: {reasons(missing)}" if missing else line
+
+
+def listed(numbers: Mapping[str, int]) -> str:
+    """Names with their numbers: "train 150, val 22"."""
+    return ", ".join(f"{name} {number:,}" for name, number in numbers.items())
+
+
+def reasons(numbers: Mapping[str, int]) -> str:
+    """The most frequent reasons, each with its number, and how many others there are."""
+    frequent = Counter(numbers).most_common()
+    shown = ", ".join(f"{printable(reason)} ({number:,})" for reason, number in frequent[:MOST_REASONS])
+    others = sum(number for _, number in frequent[MOST_REASONS:])
+    return f"{shown}, other reasons ({others:,})" if others else shown
+
+
+def settings(values: Mapping[str, float | str]) -> str:
+    """Names and values of a trial's settings: "lr 0.01, momentum 0.9"."""
+    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                     for name, value in values.items())
+
+
+def say(stage: str, lines: Iterable[str]) -> None:
+    """Print lines, each after the name of the stage that they are about."""
+    for line in lines:
+        print(f"{stage}: {line}", flush=True)

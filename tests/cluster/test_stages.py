@@ -1,0 +1,35 @@
+"""The stages on a real Ray: what a later stage lacks ends the job before the first image is cropped."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from cluster.conftest import ray_on
+
+from fer_ray.cli import stages
+from fer_ray.config import Config, DataConfig, TrainConfig
+from fer_ray.data import sample
+from fer_ray.model import backbones
+from fer_ray.model.start_weights import WeightsError
+
+
+@pytest.fixture
+def config(tmp_path):
+    sample.write_sample(tmp_path / "data", subjects=3, seed=3)
+    return Config(name="few", storage=str(tmp_path / "out"), data=DataConfig("jaffe", str(tmp_path / "data/jaffe")),
+                  train=TrainConfig(backbone="timm:test_resnet", weights="none"))
+
+
+def test_weights_of_another_network_are_refused_before_a_crop_and_a_set_that_is_there_is_told_in_words(config, capsys):
+    other = Path(config.storage).parent / "other.pth"
+    torch.save(backbones.build("timm:test_vit").state_dict(), other)
+    wrong = dataclasses.replace(config.train, weights=str(other))
+    with ray_on(2):
+        with pytest.raises(WeightsError, match="other.pth: does not fit timm:test_resnet"):
+            stages.run_prepare(config, [wrong])
+        assert not Path(config.storage).exists()
+        stages.run_prepare(config, [config.train])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("prepare: ") and "{" not in line for line in lines)
+    assert lines[1].removeprefix("prepare: ").startswith("42 images, split by person: ")
