@@ -30,6 +30,8 @@ def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
     sources.root_of(config.data)  # a command without it lacks more than weights
     for training_config in trainings:
         start_weights.check(training_config)
+        if config.evaluate.floor:  # scored when all is trained, by a network with ImageNet weights
+            start_weights.check(dataclasses.replace(training_config, weights="imagenet"))
     data = sources.read_manifest(config.data, config.split.by)
     wording.say("prepare", [f"{wording.count(data.rows.num_rows, 'image')} found, "
                             f"{data.rejected.num_rows:,} more rejected by their labels"])

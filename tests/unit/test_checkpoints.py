@@ -226,6 +226,14 @@ def test_a_move_that_fails_leaves_no_temporary_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+def test_leftovers_are_what_no_run_could_go_on_from(run):
+    (run / "checkpoint_1").mkdir()  # half written
+    damaged = run / "checkpoint_6/train_state.pt"  # the third epoch's, the most advanced
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    checkpoints.remove_leftovers(str(run), checkpoints.find_latest(str(run)))
+    assert sorted(folder.name for folder in run.iterdir()) == ["checkpoint_7", "checkpoint_8"]
+
+
 def test_pruning_keeps_the_latest_and_the_best(run):
     save(run / "checkpoint_5", epoch=4, at_end=False)
     checkpoints.prune(str(run), 2)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from fer_ray import storage
-from fer_ray.config import Config, ConfigError, TrainConfig, to_dict
+from fer_ray.cli import stages
+from fer_ray.config import Config, ConfigError, DataConfig, EvaluateConfig, TrainConfig, to_dict
 from fer_ray.model import backbones, checkpoints, start_weights
 from fer_ray.model.start_weights import WeightsError
 
@@ -159,6 +160,15 @@ def test_imagenet_weights_that_are_nowhere_say_where_to_put_them(tmp_path, monke
     for step in (start_weights.check, start_weights.load):
         with pytest.raises(WeightsError, match=f"{file}: "):
             step(TrainConfig(backbone="alexnet"))
+
+
+def test_imagenet_weights_of_the_floor_are_missed_before_the_first_image_is_cropped(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(start_weights, "TORCHVISION_URL", "http://127.0.0.1:9/")  # nothing listens there
+    config = Config(storage=str(tmp_path / "out"), data=DataConfig(root=str(tmp_path)),
+                    train=TrainConfig(weights="none"), evaluate=EvaluateConfig(floor=True))
+    with pytest.raises(WeightsError, match="ImageNet weights of alexnet cannot be had"):
+        stages.run_prepare(config, [config.train])
 
 
 def test_imagenet_weights_are_downloaded_once_and_verified(tmp_path, monkeypatch):
