@@ -1,0 +1,45 @@
+"""What a step of the optimiser is made of: learning rate, class weights, micro-batches, weight decay."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from fer_ray.config import TrainConfig
+from fer_ray.model import backbones
+from fer_ray.train import loop, schedule
+
+
+def test_the_learning_rate_follows_its_schedule():
+    assert schedule.lr_at(5, TrainConfig(lr=0.2, schedule="cosine", epochs=10)) == pytest.approx(0.1)
+    warm = TrainConfig(lr=0.4, warmup_epochs=3, epochs=13, schedule="step", step_epochs=5)
+    assert [schedule.lr_at(e, warm) for e in (0, 1, 2, 3, 7, 8)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.04])
+    assert schedule.lr_at(0, TrainConfig(lr=0.1, batch_size=64, lr_per_256=True)) == pytest.approx(0.025)
+
+
+def test_class_weights_balance_the_loss_and_average_one():
+    labels = np.array([0] * 6 + [1] * 2)
+    weights = loop.loss_weights(labels, "balanced")
+    assert weights[1] == pytest.approx(3 * weights[0]) and weights[2] == 0
+    assert weights[labels].mean() == pytest.approx(1)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch():
+    torch.manual_seed(0)
+    images, labels = torch.randn(6, 3, 64, 64), torch.tensor([0, 1, 2, 3, 4, 5])
+    ended = []
+    for parts in (1, 3):
+        torch.manual_seed(1)
+        model = backbones.build("timm:test_convnext")
+        t = TrainConfig(lr=0.1, micro_batches=parts, clip_norm=0.5, nesterov=True, weight_decay=0.1)
+        loop.train_step(model, loop.sgd(model, t), images, labels, torch.ones(8), 6, t,
+                        contextlib.nullcontext())
+        ended.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(*ended, atol=1e-6)
+
+
+def test_weight_decay_spares_biases_and_norms():
+    decayed, spared = loop.sgd(backbones.build("resnet18"), TrainConfig(weight_decay=0.1)).param_groups
+    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in spared["params"])
