@@ -12,6 +12,7 @@ from fer_ray.cli import connection, stages, wording
 from fer_ray.config import Config, ConfigError
 from fer_ray.data import prepare, prepared_set
 from fer_ray.evaluate import comparison, protocols, results
+from fer_ray.model import metrics
 from fer_ray.report import figures, pages, score_figures, search_figures
 from fer_ray.train import job
 from fer_ray.tune import outcome, search, space, trial
@@ -22,6 +23,9 @@ def run_crossval(config: Config) -> str:
     protocols.plan(config)  # a protocol that cannot be planned ends the job before the data is prepared
     prepared = stages.run_prepare(config, [config.train])
     runs = protocols.plan(config, prepared_set.read_index(prepared))
+    if config.protocol.kind == "paper_vs_honest" and len(runs) > 2:
+        wording.say("crossval", [f"one split by subject would test fewer than {metrics.MIN_PEOPLE} people, so "
+                                 f"{len(runs) - 1} folds test everybody"])
     also = stages.prepare_also(config)
     views = {label: (run, prepare.resplit(prepared, run.split)) for label, run in runs.items()}
     summary = protocols.summarise(config, runs, train_and_score(config, views, also))
