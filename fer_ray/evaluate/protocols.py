@@ -191,30 +191,50 @@ def summarise(config: Config, runs: dict[str, Config], reports: dict[str, dict])
 
     Raises: storage.DamagedError.
     """
-    rows = [{"label": label, "name": r["name"], "split": r["split"], "leaks": r["leaks"], "remarks": r["remarks"],
-             "epochs": r["train"]["epochs_run"], "validation": r["validation"]["balanced_accuracy"],
-             "train_images": sum(sum(by.get("train", {}).values()) for by in r["counts"]["after"].values()),
-             **{key: r["metrics"][key] for key in ("test_images", "test_people", "test_subjects", "chance",
-                                                   "balanced_accuracy_ci95", "no_interval", *SCORES)},
-             "floor": r["floor"]["balanced_accuracy"] if r["floor"] else None,
-             "also": {a["name"]: a["metrics"]["balanced_accuracy"] if a["metrics"] else None for a in r["also"]}}
-            for label, r in reports.items()]
-    spread = {s: {"mean": float(np.mean([row[s] for row in rows])),
-                  "sd": float(np.std([row[s] for row in rows], ddof=1)) if len(rows) > 1 else None} for s in SCORES}
-    together, floor, compared = None, None, None
-    if config.protocol.kind == "folds":
+    rows = [_row(label, report) for label, report in reports.items()]
+    spread = {score: {"mean": float(np.mean([row[score] for row in rows])),
+                      "sd": float(np.std([row[score] for row in rows], ddof=1)) if len(rows) > 1 else None}
+              for score in SCORES}
+    kind, together, floor, compared = config.protocol.kind, None, None, None
+    if kind == "folds":
         together = scores_of(pooled([job.run_uri(run) for run in runs.values()]), config.split.seed)
-        if all(r["floor"] for r in reports.values()):
-            confusion = np.sum([r["floor"]["confusion"] for r in reports.values()], axis=0)
-            floor = {"balanced_accuracy": metrics.balanced_accuracy(confusion),
-                     "accuracy": float(confusion.trace() / confusion.sum()),
-                     "method": next(iter(reports.values()))["floor"]["method"].partition(" (")[0]}
-    if config.protocol.kind == "paper_vs_honest":
+        floor = _pooled_floor([report["floor"] for report in reports.values()])
+    if kind == "paper_vs_honest":
         compared = _compare_runs(config, runs, rows)
     first = next(iter(reports.values()))
-    return {"name": config.name, "kind": config.protocol.kind, "runs": rows, "spread": spread, "pooled": together,
-            "floor": floor, "comparison": compared,
+    return {"name": config.name, "kind": kind, "runs": rows, "spread": spread, "pooled": together, "floor": floor,
+            "comparison": compared,
             **{key: first[key] for key in ("created", "command", "config", "versions", "train", "counts")}}
+
+
+def _row(label: str, report: dict) -> dict:
+    """What the page of a protocol shows of one run."""
+    scores = report["metrics"]
+    of_scores = ("test_images", "test_people", "test_subjects", "chance", "balanced_accuracy_ci95", "no_interval",
+                 *SCORES)
+    return {
+        "label": label,
+        **{key: report[key] for key in ("name", "split", "leaks", "remarks")},
+        "epochs": report["train"]["epochs_run"],
+        "validation": report["validation"]["balanced_accuracy"],
+        "train_images": sum(sum(by_split.get("train", {}).values()) for by_split in report["counts"]["after"].values()),
+        **{key: scores[key] for key in of_scores},
+        "floor": report["floor"]["balanced_accuracy"] if report["floor"] else None,
+        "also": {other["name"]: other["metrics"]["balanced_accuracy"] if other["metrics"] else None
+                 for other in report["also"]},
+    }
+
+
+def _pooled_floor(floors: list[dict | None]) -> dict | None:
+    """The score of the floors of all folds together; None where one is missing. `floors`: of `evaluation.floor`."""
+    known = [floor for floor in floors if floor]
+    if len(known) < len(floors):
+        return None
+    confusion = np.sum([floor["confusion"] for floor in known], axis=0)
+    return {"balanced_accuracy": metrics.balanced_accuracy(confusion),
+            "accuracy": float(confusion.trace() / confusion.sum()),
+            # without the regularisation in brackets, which each fold chose for itself
+            "method": known[0]["method"].partition(" (")[0]}
 
 
 def _compare_runs(config: Config, runs: dict[str, Config], rows: list[dict]) -> dict:
