@@ -378,6 +378,9 @@ class Config:
     the AWS environment and profiles."""
     prepared: Name = ""
     """Name of the prepared set, so that several runs can use one; empty: the run's name."""
+    replace: bool = False
+    """If the prepared set of that name was made of other images or with other `faces` options: delete it, with the
+    splits below it, and make it anew. By default such a set is left as it is, and preparing ends with an error."""
     data: DataConfig = field(default_factory=DataConfig)
     faces: FacesConfig = field(default_factory=FacesConfig)
     split: SplitConfig = field(default_factory=SplitConfig)

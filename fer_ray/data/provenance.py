@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fer_ray import storage
 from fer_ray.data import pixels, prepared_set
 from fer_ray.progress import Progress
 
-KEYS = {"faces": dict, "images": list, "rejected": dict, "size": int, "sha256": str}
+KEYS: dict[str, type] = {"faces": dict, "images": list, "rejected": dict, "size": int, "sha256": str,
+                         "record_sha256": str}
 EXAMPLES = 3  # how many files a message names
 THREADS = 16  # they wait for storage, or hash without Python's lock
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def record_uri(uri: str, part: int) -> str:
@@ -43,13 +46,23 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def write_record(uri: str, part: int, record: dict) -> None:
+    """Write the record of a part, with a sha256 of itself: without one, a flipped bit would be another image."""
+    storage.write_json(record_uri(uri, part), record | {"record_sha256": _checksum(record)})
+
+
+def _checksum(record: dict) -> str:
+    return digest(json.dumps(record, sort_keys=True).encode())
+
+
 def read_records(uri: str, parts: Iterable[int]) -> dict[int, dict]:
-    """The readable records of these parts."""
+    """The records of these parts, but for those that are missing or damaged."""
     def read(part: int) -> dict | None:
         try:
-            return storage.read_own_json(record_uri(uri, part), KEYS, "")
+            record = storage.read_own_json(record_uri(uri, part), KEYS, "")
         except storage.DamagedError:
             return None
+        return record if record.pop("record_sha256") == _checksum(record) else None
 
     parts = list(parts)
     return {part: record for part, record in zip(parts, _side_by_side(read, parts), strict=True) if record}
@@ -96,6 +109,7 @@ def compare(records: dict[int, dict], wanted: list[list[dict]], faces: dict) -> 
         unsure += [(part, place, old, new) for place, (old, new) in enumerate(zip_longest(record["images"], images))
                    if not (old and new and old[:5] == [*new.values(), *stat(pixels.file_of(new["image"]))])]
 
+    recorded = {entry[0]: entry for record in records.values() for entry in record["images"]}
     found = _side_by_side(lambda pair: _updated(pair[2], pair[3], stat), unsure)
     others, stale = [], set()
     for (part, place, old, new), entry in zip(unsure, found, strict=True):
@@ -104,14 +118,15 @@ def compare(records: dict[int, dict], wanted: list[list[dict]], faces: dict) -> 
             stale.add(part)
         else:
             others.append((old, new))
-    recorded = {entry[0]: entry for record in records.values() for entry in record["images"]}
     asked = {image["image"] for images in wanted for image in images}
     gone = {old[0] for old, _ in others if old} - asked
     added = {new["image"] for _, new in others if new} - recorded.keys()
     changed = {new["image"] for _, new in others if new and (old := recorded.get(new["image"]))
                and not _updated(old, new, stat)}
     if others and not (gone or added or changed):
-        differing["images"] = "come in another order"
+        # all that differ are shifted, by a copy of a picture or by other names of data sets
+        added = {new["image"] for _, _, _, new in unsure if new} - recorded.keys()
+        differing |= {} if added else {"images": "come in another order"}
     words = [f"{key} {how}" for key, how in differing.items()]
     return words + [_listed(how, names) for how, names in
                     (("changed", changed), ("gone", gone), ("new", added)) if names], stale

@@ -43,7 +43,7 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     run = job.run_uri(config)
     checkpoint = config.evaluate.checkpoint or checkpoints.find_best(run)
     description = checkpoints.describe(checkpoint)
-    summary = storage.read_json(storage.join(prepared, "prepared.json"))
+    summary = prepared_set.read_summary(prepared)
     if description["data_fingerprint"] != summary["fingerprint"]:
         raise DataError(f"{checkpoint} was trained on another prepared set or split than {prepared}: its training "
                         "images may stand in this test split; evaluate.also scores it on other data")

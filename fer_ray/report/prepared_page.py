@@ -19,7 +19,7 @@ SUSPECTS = 40  # of each class
 
 def write(prepared: str, name: str) -> str:
     """Write `prepare.html` into the prepared set; its URI. Raises: manifest.DataError if the set is not complete."""
-    summary = storage.read_json(storage.join(prepared, "prepared.json"))
+    summary = prepared_set.read_summary(prepared)
     index = prepared_set.read_index(prepared)
     leaks, conflicts, rejected = (prepared_set.read_table(prepared, t) for t in ("leaks", "conflicts", "rejected"))
     within = _within(index)

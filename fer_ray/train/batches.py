@@ -124,8 +124,7 @@ def concatenate(parts: list[Crops]) -> Crops:
 
 def load_part(uri: str, part: int, rows: np.ndarray, expressions: list[str]) -> Crops:
     """Read one part of the prepared set `uri` and decode these of its rows."""
-    encoded = prepared_set.read_part(uri, part)
-    images = [prepared_set.decode_crop(encoded[int(r)]) for r in rows]
+    images = prepared_set.read_crops_of_part(uri, part, rows)
     return Crops(images, np.array([EXPRESSIONS.index(e) for e in expressions]), rows.copy())  # no view of the index
 
 
@@ -342,10 +341,11 @@ def _load_window(batch: dict, uri: str, seed: int, epoch: int | None) -> dict:
     cv2.setNumThreads(1)  # several such tasks run side by side; OpenCV's threads would only compete with each other
     pictures = []
     for rows, parts in zip(batch["rows"], batch["parts"], strict=True):
-        encoded = {}
+        crop_of_row = {}
         for part in np.unique(parts):
-            encoded |= prepared_set.read_part(uri, int(part))
-        crops = [prepared_set.decode_crop(encoded[int(row)]) for row in rows]
+            of_part = np.unique(rows[parts == part])
+            crop_of_row |= zip(of_part, prepared_set.read_crops_of_part(uri, int(part), of_part), strict=True)
+        crops = [crop_of_row[row] for row in rows]
         pictures.append(augment.train_transform(crops, augment.draws(seed, epoch, rows)) if epoch is not None
                         else np.stack([augment.eval_transform(crop) for crop in crops]))
     return {"picture": np.concatenate(pictures)}
