@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from fer_ray.progress import Progress
+
 HASHES = ["face_hash", "face_hash_flipped", "picture_hash", "picture_hash_flipped"]
 THUMBNAILS = ["face_thumbnail", "picture_thumbnail"]
 LOOKS = [*HASHES, *THUMBNAILS]
@@ -37,9 +39,11 @@ def clusters(rows: pd.DataFrame) -> np.ndarray:
                   for t in THUMBNAILS]
     block = max(1, 2**23 // max(1, len(hashes)))
     edges = [np.zeros((0, 2), int)]
-    for start in range(0, len(hashes), block):
-        for flip in (False, True):
-            edges += _near(hashes, thumbnails, slice(start, start + block), flip)
+    with Progress("prepare: near-duplicates", len(hashes)) as progress:
+        for start in range(0, len(hashes), block):
+            for flip in (False, True):
+                edges += _near(hashes, thumbnails, slice(start, start + block), flip)
+            progress.advance_to(min(start + block, len(hashes)))
     first, second = np.concatenate(edges).T
     graph = coo_array((np.ones(len(first)), (first, second)), shape=(len(hashes), len(hashes)))
     return connected_components(graph, directed=False)[1][node_of]

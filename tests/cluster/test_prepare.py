@@ -18,7 +18,7 @@ from cluster.conftest import command, environment, nodes_of, ray_on, run_job
 from PIL import Image
 
 from fer_ray.config import Config, DataConfig, FacesConfig, FolderConfig, SplitConfig
-from fer_ray.data import prepare, prepared_set, sample, splits
+from fer_ray.data import prepare, sample, splits
 from fer_ray.data.sources import read_manifest
 from fer_ray.report import prepared_page
 
@@ -124,10 +124,11 @@ def test_every_bad_file_is_a_row_with_its_reason_and_none_stops_the_job(messy, t
         assert sum(summary["counts"]["read"]["folder"].values()) == good + bad
         page = Path(prepared_page.write(str(folder), "set")).read_text()
         assert "too large: 400000000 px" in page and "http" not in page.replace("http-equiv", "")
-        whole = prepared(dataclasses.replace(config, faces=FacesConfig(on_no_face="whole")))
+        whole = prepared(dataclasses.replace(config, prepared="whole", faces=FacesConfig(on_no_face="whole")))
         index = table(whole, "index").set_index("image")
         assert not index.face_found[f"{root}/sad/blank.png"] and index.face_found.sum() == good
-        cropped = table(prepared(dataclasses.replace(config, faces=FacesConfig(already_cropped=True))), "index")
+        cropped = table(prepared(dataclasses.replace(config, replace=True, faces=FacesConfig(already_cropped=True))),
+                        "index")
         assert not cropped.face_found.any() and len(cropped) == good + 1
 
 
@@ -178,7 +179,7 @@ def test_a_killed_prepare_is_not_complete_and_goes_on_and_a_lost_node_changes_no
     process.wait()
     time.sleep(1)  # the workers see that their driver is gone
     done = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("images/part-*.parquet")}
-    assert 2 <= len(done) < 6 and not prepared_set.is_complete(str(folder))
+    assert 2 <= len(done) < 6 and not (folder / "prepared.json").exists()
     again = subprocess.run(command("prepare", *options), cwd=tmp_path, env=environment(), capture_output=True,
                            text=True, timeout=200)
     assert again.returncode == 0, again.stderr
@@ -213,3 +214,12 @@ def test_audit_job_prints_what_leaks(faces_root, tmp_path):
     assert "This split leaks" in Path(tmp_path / "prepared/set/prepare.html").read_text()
     missing = run_job("audit", "--storage", str(tmp_path / "nowhere"), cwd=tmp_path)
     assert missing.returncode == 1 and "no complete prepared set" in missing.stderr
+
+
+def test_storage_that_refuses_a_worker_ends_the_job_in_one_line(faces_root, tmp_path, run_job):
+    blocked = tmp_path / "prepared/set/images/part-00000.parquet"
+    (blocked / "x").mkdir(parents=True)  # no file can take the place of a folder
+    options = ["--data.root", str(faces_root), "--storage", str(tmp_path), "--name", "set"]
+    failed = run_job("prepare", *options, cwd=tmp_path)
+    assert failed.returncode == 1 and failed.stderr.strip() == f"error: {blocked}: Is a directory"
+    assert not list(tmp_path.rglob("*.part"))

@@ -22,7 +22,7 @@ from PIL import Image
 
 from fer_ray import config, options, storage
 from fer_ray.config import DataConfig, SourceConfig, TableConfig
-from fer_ray.data import manifest, pixels, prepare, prepared_set, sources
+from fer_ray.data import manifest, pixels, prepared_set, sources
 from fer_ray.model import checkpoints, metrics
 from fer_ray.report import data_figures, figures, pages, prepared_page
 from fer_ray.train import tracking
@@ -40,7 +40,7 @@ def put(path, value=99):
 def read(root, kind="auto", **more):
     """File names that are used, and reasons by file name of those that are not."""
     found = sources.read_manifest(DataConfig(kind, str(root), **more), "image")
-    assert prepare._sources(found.rows)  # every row that is used can be opened
+    assert all(pixels.read(image) for image in found.rows.column("image").to_pylist())  # those used can be opened
     return (sorted(Path(i).name for i in found.rows.column("image").to_pylist()),
             {Path(r["image"]).name: r["reason"] for r in found.rejected.to_pylist()})
 
@@ -270,6 +270,10 @@ def test_parquet_from_elsewhere_unpickles_nothing(tmp_path, nested):
     pq.write_table(pa.table({"image": column, "expression": ["fear"]}), data / "t.parquet")
     for file in ("index.parquet", "images/part-00000.parquet"):
         pq.write_table(pa.table(dict.fromkeys(["crop", *(name for name, _ in prepared_set.META)], column)), root / file)
+    content = (root / "index.parquet").read_bytes()
+    (root / "prepared.json").write_text(json.dumps(
+        {"schema_version": prepared_set.SCHEMA_VERSION, "request": "", "fingerprint": "", "counts": {}, "config": {},
+         "files": {"index.parquet": prepared_set.promise(content)}}))
     for reader in (lambda: read(data, "table"), lambda: pixels.load(f"{data}/t.parquet#row=000000000,column=image"),
                    lambda: prepared_set.read_table(str(root), "index"), lambda: prepared_set.read_part(str(root), 0),
                    lambda: prepared_set.read_metadata(str(root), 1)):
