@@ -24,9 +24,7 @@ def run_audit(config: Config) -> str:
 def run_split_audit(config: Config) -> str:
     """Audit the split of a prepared set again; URI of its page."""
     uri = prepared_set.uri_of(config)
-    index = prepared_set.read_index(uri)
-    summary = storage.read_json(storage.join(uri, "prepared.json")) | prepare.audit(uri, index)
-    storage.write_json(storage.join(uri, "prepared.json"), summary)
+    summary = prepare.audit_again(uri)
     if any(summary["leaks"].values()):
         print(prepared_set.read_table(uri, "leaks").to_string(index=False), flush=True)
     wording.say("audit", [

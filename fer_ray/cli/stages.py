@@ -41,7 +41,7 @@ def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
     page = storage.join(uri, "prepare.html")
     if not storage.exists(page):
         prepared_page.write(uri, config.name)
-    wording.say("prepare", [*wording.prepared(storage.read_json(storage.join(uri, "prepared.json"))), f"report {page}"])
+    wording.say("prepare", [*wording.prepared(prepared_set.read_summary(uri)), f"report {page}"])
     return uri
 
 

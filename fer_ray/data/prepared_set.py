@@ -35,6 +35,8 @@ from fer_ray.storage import DamagedError
 
 SCHEMA_VERSION = 5
 PART_ROWS = 128  # fixed, so that the parts do not depend on the number of workers
+SUMMARY: dict[str, type] = {"schema_version": int, "request": str, "fingerprint": str, "files": dict, "counts": dict,
+                            "config": dict}  # what all readers of prepared.json rely on
 TABLES = ("index", "rejected", "leaks", "conflicts")
 META = [("row", pa.int64()), ("box", pa.list_(pa.int32())), ("face_found", pa.bool_()), ("width", pa.int32()),
          ("height", pa.int32()), ("channels", pa.int8()), ("digest", pa.string()),
@@ -60,15 +62,20 @@ def read_summary(uri: str) -> dict:
     Raises: manifest.DataError if the set is not complete or of another format; storage.DamagedError.
     """
     file = storage.join(uri, "prepared.json")
-    if not storage.exists(file):
-        raise manifest.DataError(f"{uri}: no complete prepared set (prepared.json is missing); run jobs/prepare.py")
-    summary = storage.read_own_json(file, {"schema_version": int}, remedy(uri))
+    try:
+        summary = storage.read_own_json(file, SUMMARY, remedy(uri))
+    except DamagedError:
+        if not storage.exists(file):
+            raise manifest.DataError(
+                f"{uri}: no complete prepared set (prepared.json is missing); run jobs/prepare.py") from None
+        summary = storage.read_own_json(file, {"schema_version": int}, remedy(uri))
+        if summary["schema_version"] == SCHEMA_VERSION:
+            raise
     if (version := summary["schema_version"]) != SCHEMA_VERSION:
         raise manifest.DataError(
             f"{uri}: was made by another version of this program (format {version}, this one reads {SCHEMA_VERSION}); "
             "make it anew by jobs/prepare.py --replace, or a second one beside it by --prepared NAME")
-    return storage.read_own_json(file, {"request": str, "fingerprint": str, "files": dict, "counts": dict,
-                                        "config": dict}, remedy(uri))
+    return summary
 
 
 def read_index(uri: str) -> pd.DataFrame:

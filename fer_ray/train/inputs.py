@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fer_ray import storage
 from fer_ray.config import Config, ConfigError, TrainConfig
 from fer_ray.data import prepared_set
 from fer_ray.model import start_weights
@@ -32,9 +31,8 @@ def load_inputs(config: Config, prepared: str) -> TrainingInput:
 
 
 def fingerprint(prepared: str) -> str:
-    """What identifies the content of a prepared set. Raises: storage.DamagedError."""
-    file = storage.join(prepared, "prepared.json")
-    return storage.read_own_json(file, {"fingerprint": str}, "run jobs/prepare.py again")["fingerprint"]
+    """What identifies the content of a prepared set. Raises: as `prepared_set.read_summary`."""
+    return prepared_set.read_summary(prepared)["fingerprint"]
 
 
 def load_start_state(settings: TrainConfig) -> tuple:

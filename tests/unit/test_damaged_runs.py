@@ -9,6 +9,7 @@ import torch
 
 from fer_ray import storage
 from fer_ray.config import Config, ConfigError, TrainConfig, TuneConfig
+from fer_ray.data.prepared_set import SCHEMA_VERSION
 from fer_ray.errors import StorageError, UserError
 from fer_ray.model import checkpoints
 from fer_ray.train import tracking, training
@@ -21,7 +22,9 @@ HISTORY = [{"epoch": epoch, "lr": 0.1, "train_loss": 2.0 - epoch, "val_loss": 1.
 @pytest.fixture
 def config(tmp_path) -> Config:
     """A storage with a prepared set."""
-    storage.write_json(str(tmp_path / "prepared/one/prepared.json"), {"fingerprint": "print"})
+    storage.write_json(str(tmp_path / "prepared/one/prepared.json"), {
+        "schema_version": SCHEMA_VERSION, "request": "", "fingerprint": "print", "files": {}, "counts": {},
+        "config": {}})
     return Config(name="one", storage=str(tmp_path), train=TrainConfig(epochs=3, lr=0.005),
                   tune=TuneConfig(max_epochs=3, num_trials=2))
 

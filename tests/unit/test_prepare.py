@@ -132,7 +132,7 @@ def test_other_options_are_refused_by_their_keys(config, cropped):
     folder = set_with_split(config)
     before = content(folder)
     other = dataclasses.replace(config, faces=dataclasses.replace(config.faces, enlarge=0.4, min_neighbors=3))
-    with pytest.raises(manifest.DataError, match="faces.enlarge was 0.2 and is 0.4; faces.min_neighbors was 5 and is 3"):
+    with pytest.raises(manifest.DataError, match="enlarge was 0.2 and is 0.4; faces.min_neighbors was 5 and is 3"):
         prepared(other)
     assert content(folder) == before
     prepared(dataclasses.replace(other, prepared="beside"))
