@@ -61,11 +61,17 @@ def write_sample(root: Path, subjects: int, seed: int) -> None:
         shutil.rmtree(root / name, ignore_errors=True)
     people = [(root / "CK+", i, seed) for i in range(subjects)]
     others = [(root / "jaffe", i, seed) for i in range(min(10, max(3, subjects // 6)))]
-    # OpenCV without threads of its own: the processes are the parallelism
-    with (ProcessPoolExecutor(os.cpu_count(), initializer=cv2.setNumThreads, initargs=(1,)) as pool,
-          Progress("draw the sample", len(people) + len(others), "people") as progress):
-        for _ in itertools.chain(pool.map(_write_ckplus_subject, people), pool.map(_write_jaffe_subject, others)):
-            progress.advance()
+    # Processes are the parallelism here, not OpenCV's threads. Those are ended in this process, before it is forked: a
+    # child that tried to would wait for ever for threads that exist in its parent only.
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with (ProcessPoolExecutor(os.cpu_count()) as pool,
+              Progress("draw the sample", len(people) + len(others), "people") as progress):
+            for _ in itertools.chain(pool.map(_write_ckplus_subject, people), pool.map(_write_jaffe_subject, others)):
+                progress.advance()
+    finally:
+        cv2.setNumThreads(threads)
     (root / "CK+" / "cohn-kanade-images" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     (root / "jaffe" / "README").write_text("Rendered faces in the layout of JAFFE.\n")
     done.write_text(json.dumps(wanted))

@@ -28,6 +28,13 @@ def test_sample_is_deterministic_and_never_overwrites_other_files(sample_of, tmp
         sample.write_sample(tmp_path, 6, 0)
 
 
+@pytest.mark.timeout(60)
+def test_it_is_drawn_in_a_process_that_has_used_threads_of_opencv(tmp_path):
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5)
+    sample.write_sample(tmp_path, 1, 0)
+    assert cv2.getNumThreads() > 1 or cv2.getNumberOfCPUs() == 1
+
+
 def test_haar_finds_exactly_one_face_in_the_sample(root):
     finder, images = faces.finder(FacesConfig()), sorted([*root.rglob("*.tiff"), *root.rglob("*.png")])[::6]
     pictures = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in images]
