@@ -43,6 +43,10 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     run = job.run_uri(config)
     checkpoint = config.evaluate.checkpoint or checkpoints.find_best(run)
     description = checkpoints.describe(checkpoint)
+    # a checkpoint that the user chose knows the epochs up to its own; the run's log knows all
+    history = description["history"]
+    if not config.evaluate.checkpoint:
+        history = tracking.read_whole(run, len(history))
     summary = prepared_set.read_summary(prepared)
     if description["data_fingerprint"] != summary["fingerprint"]:
         raise DataError(f"{checkpoint} was trained on another prepared set or split than {prepared}: its training "
@@ -57,8 +61,6 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     is_test = (held_out["split"] == "test").to_numpy()
     probabilities = everything[is_test]
     labels, subjects = batches.labels_of(test), column_of(test, "subject")
-    # a checkpoint that the user chose knows the epochs up to its own; the run's log knows all
-    history = description["history"] if config.evaluate.checkpoint else tracking.read(run)
     result = _describe(config, prepared, summary, checkpoint, description, history) | {
         "metrics": metrics.evaluate(probabilities, labels, subjects, config.split.seed),
         "calibration": calibration.calibrate(everything[~is_test], batches.labels_of(val), column_of(val, "subject"),
