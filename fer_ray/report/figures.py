@@ -28,14 +28,14 @@ def data_uri(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
-def beside_each_other(pictures: list[bytes]) -> bytes:
-    """The four PNG files of `pages.SUMMARY` side by side, as one."""
+def beside_each_other(pictures: list[tuple[bytes, float]]) -> bytes:
+    """PNG files, each with its relative width, side by side as one."""
     import matplotlib.image as image
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(pictures), width_ratios=[1.3, 1.2, 1.2, 1])
-    for axis, picture in zip(axes, pictures, strict=True):
+    axes = figure.subplots(1, len(pictures), width_ratios=[width for _, width in pictures])
+    for axis, (picture, _) in zip(axes, pictures, strict=True):
         axis.imshow(image.imread(io.BytesIO(picture)))
         axis.axis("off")
     return png(figure)

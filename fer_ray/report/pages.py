@@ -18,7 +18,7 @@ from fer_ray.report import data_figures, figures, score_figures, search_figures
 HEADLINE = ("balanced_accuracy", "balanced_accuracy_ci95", "no_interval", "chance", "accuracy", "macro_f1",
             "test_images", "test_people")
 IN_REPORT_ONLY = ("calibration", "groups", "also", "explained", "labels")
-SUMMARY = ("crops", "curves", "recall", "confusion")
+SUMMARY = {"crops": 1.3, "curves": 1.2, "recall": 1.2, "confusion": 1.0}  # and their widths
 GROUPS_SHOWN = 12  # on the page; all are in report.json
 
 
@@ -37,12 +37,13 @@ def write(folder: str, result: dict, shown: dict) -> str:
     page, pictures = storage.join(folder, "report.html"), draw(result, shown)
     storage.write_bytes(page, render(result, shown, pictures).encode())
     storage.write_bytes(storage.join(folder, "summary.png"),
-                        figures.beside_each_other([png for name in SUMMARY if (png := pictures[name])]))
+                        figures.beside_each_other([(png, width) for name, width in SUMMARY.items()
+                                                   if (png := pictures[name])]))
     numbers = result | {"report": page, "explained": _without_pixels(shown["explained"])}
     storage.write_json(storage.join(folder, "report.json"), numbers)
     target = storage.join(folder, "result.json")
-    headline = {k: result["metrics"][k] for k in HEADLINE}
-    storage.write_json(target, {k: v for k, v in numbers.items() if k not in IN_REPORT_ONLY} | headline)
+    headline = {key: result["metrics"][key] for key in HEADLINE}
+    storage.write_json(target, {key: value for key, value in numbers.items() if key not in IN_REPORT_ONLY} | headline)
     return target
 
 

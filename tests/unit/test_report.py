@@ -1,5 +1,8 @@
 """Pages say what their scores can carry: chance, people, leaks, drawn faces."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +27,13 @@ def test_report_warns_of_a_split_that_leaks():
     scores = metrics.evaluate(one_hot([0, 1]), np.array([0, 1]), ["p", "q"])
     assert "does not say how well" in page_of(result_for(scores, split="image"))
     assert "2 people are in more than one split" in page_of(result_for(scores, leaks={"subject": 2}))
+
+
+def test_a_checkpoint_from_within_the_first_epoch_gets_a_report_without_curves(tmp_path):
+    scores = metrics.evaluate(one_hot([0, 1]), np.array([0, 1]), ["p", "q"])
+    result = json.loads(Path(pages.write(str(tmp_path), result_for(scores), NO_PICTURES)).read_text())
+    assert result["no_interval"].startswith("no 95 % interval: the images show 2 people") and result["chance"] == 0.5
+    assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "report.html").is_file()
 
 
 def test_report_holds_its_pictures():
