@@ -37,8 +37,8 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     Returns: all that the report shows, ready for JSON, and the pictures of `explanation.explain` by data set ("" for
         the test split).
 
-    Raises: checkpoints.CheckpointError; manifest.DataError if the checkpoint was trained on another split, whose
-        training images could stand in this test split, or if the test split is empty; storage.DamagedError.
+    Raises: checkpoints.CheckpointError; manifest.DataError as `check_origin`, or if the test split is empty;
+        storage.DamagedError.
     """
     run = job.run_uri(config)
     checkpoint = config.evaluate.checkpoint or checkpoints.find_best(run)
@@ -48,9 +48,7 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     if not config.evaluate.checkpoint:
         history = tracking.read_whole(run, len(history))
     summary = prepared_set.read_summary(prepared)
-    if description["data_fingerprint"] != summary["fingerprint"]:
-        raise DataError(f"{checkpoint} was trained on another prepared set or split than {prepared}: its training "
-                        "images may stand in this test split; evaluate.also scores it on other data")
+    check_origin(checkpoint, description, prepared, summary["fingerprint"])
     index = prepared_set.read_index(prepared).sort_values("row").reset_index(drop=True)
     held_out = index[index["split"] != "train"]
     test, val = held_out[held_out["split"] == "test"], held_out[held_out["split"] == "val"]
@@ -77,6 +75,26 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
         scored, pictures[name] = _score_whole(config, checkpoint, prepared, trained, name, uri, run)
         result["also"].append(scored)
     return result, pictures
+
+
+def check_origin(checkpoint: str, description: dict, prepared: str, fingerprint: str) -> None:
+    """Refuse a checkpoint whose score on this prepared set would say nothing.
+
+    Args:
+        checkpoint: URI.
+        description: its `model.json`.
+        prepared: URI of the prepared set.
+        fingerprint: of that set.
+
+    Raises: manifest.DataError if the checkpoint was trained on another set or split, whose training images could be in
+        this test split, or if it is from within an epoch, so that validation has not chosen it.
+    """
+    if description["data_fingerprint"] != fingerprint:
+        raise DataError(f"{checkpoint} was trained on another prepared set or split than {prepared}: its training "
+                        "images may be in this test split; evaluate.also scores it on other data")
+    if not description["at_end_of_epoch"]:
+        raise DataError(f"{checkpoint} is from within an epoch and has no validation score; give evaluate.checkpoint "
+                        "one from the end of an epoch, or leave it empty for the best one")
 
 
 def column_of(rows: pd.DataFrame, name: str) -> list[str | None]:

@@ -1,9 +1,10 @@
-"""What is explained, heat maps, and probabilities over the classes that two data sets share."""
+"""What is explained and how, what two data sets share, and checkpoints that are not worth a score."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from fer_ray.data import manifest
 from fer_ray.evaluate import evaluation, explanation
 
 
@@ -33,3 +34,11 @@ def test_heat_maps_lie_between_0_and_1_and_leave_the_network_as_it_was(backbone)
     maps = explanation.heat_maps(model, [crop, crop], [0, 3])
     assert len(maps) == 2 and maps[0].shape == (224, 224) and 0 <= maps[0].min() and maps[0].max() <= 1
     assert not any(layer._forward_hooks for layer in model.modules())
+
+
+@pytest.mark.parametrize(("description", "words"), [
+    ({"data_fingerprint": "other", "at_end_of_epoch": True}, "another prepared set or split"),
+    ({"data_fingerprint": "same", "at_end_of_epoch": False}, "within an epoch")])
+def test_a_checkpoint_whose_score_would_say_nothing_is_refused(description, words):
+    with pytest.raises(manifest.DataError, match=words):
+        evaluation.check_origin("runs/x/checkpoint", description, "prepared/x", "same")
