@@ -149,7 +149,7 @@ def compare_sides(by_image: pd.DataFrame, by_subject: pd.DataFrame, seed: int) -
     if len(classes) < MIN_COMMON_CLASSES:
         withheld = f"the two test splits have {len(classes)} class(es) in common, and at least two are needed"
     elif scores[1]["test_people"] < metrics.MIN_PEOPLE:
-        withheld = (f"the split by subject tests {scores[1]['test_people']} people, and fewer than "
+        withheld = (f"the split by subject tests {metrics.count_people(scores[1]['test_people'])}, and fewer than "
                     f"{metrics.MIN_PEOPLE} do not tell how a new person is read")
     else:
         points = 100 * (scores[0]["balanced_accuracy"] - scores[1]["balanced_accuracy"])
@@ -171,8 +171,8 @@ def table(summary: dict) -> str:
         lines.append("all folds together:\n" + metrics.per_class_table(summary["pooled"]))
     if compared := summary["comparison"]:
         lines += [f"{side['label']}: balanced accuracy {side['balanced_accuracy']:.3f} over the "
-                  f"{len(compared['classes'])} classes that both test, {side['images']} images of {side['people']} "
-                  "people" for side in compared["sides"] if side["balanced_accuracy"] is not None]
+                  f"{len(compared['classes'])} classes that both test, {side['images']} images of "
+                  f"{metrics.count_people(side['people'])}" for side in compared["sides"] if side["balanced_accuracy"] is not None]
         lines.append(f"what the leak is worth is not said: {compared['withheld']}" if compared["withheld"]
                      else f"what the leak is worth: {compared['points']:+.1f} points of balanced accuracy")
     return "\n".join(lines)

@@ -113,7 +113,7 @@ def no_interval(people: int) -> str | None:
     """Why images of so few people get no interval, in words that end a sentence; None if they get one."""
     if people >= MIN_PEOPLE:
         return None
-    return (f"no 95 % interval: the images show {_count(people)}, and fewer than {MIN_PEOPLE} do not tell how much "
+    return (f"no 95 % interval: the images show {count_people(people)}, and fewer than {MIN_PEOPLE} do not tell how much "
             "people differ")
 
 
@@ -203,7 +203,7 @@ def per_class_table(scores: dict) -> str:
         else:
             lines.append(f"{name:12}{'no test images':>44}")
     lines.append(f"balanced accuracy {scores['balanced_accuracy']:.3f} (chance {scores['chance']:.3f}), accuracy "
-                 f"{scores['accuracy']:.3f}, {scores['test_images']} images of {_count(scores['test_people'])}")
+                 f"{scores['accuracy']:.3f}, {scores['test_images']} images of {count_people(scores['test_people'])}")
     if ends := scores["balanced_accuracy_ci95"]:
         lines.append("95 % interval of the balanced accuracy over people: {:.3f} to {:.3f}".format(*ends))
     else:
@@ -214,7 +214,7 @@ def per_class_table(scores: dict) -> str:
 def interval_cell(ends: list[float] | None, people: int) -> str:
     """A table's cell: both ends of an interval, or how few people keep it from being given."""
     if ends is None:
-        return f"none: {_count(people)}"
+        return f"none: {count_people(people)}"
     return "{:.2f} to {:.2f}".format(*ends)
 
 
@@ -235,7 +235,8 @@ def _recall_interval(recalls: np.ndarray, people: int) -> list[float] | None:
     return [float(exact.low), float(exact.high)]
 
 
-def _count(people: int) -> str:
+def count_people(people: int) -> str:
+    """In words: "one person" or "4 people"."""
     return f"{people} people" if people != 1 else "one person"
 
 

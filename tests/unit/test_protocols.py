@@ -83,7 +83,7 @@ def test_the_leak_is_worth_the_difference_over_the_classes_that_both_test():
 
 
 @pytest.mark.parametrize(("by_subject", "words"), [
-    (side(1, EXPRESSIONS[:4]), "tests 1 people"), (side(9, EXPRESSIONS[:4]), "fewer than 10"),
+    (side(1, EXPRESSIONS[:4]), "tests one person"), (side(9, EXPRESSIONS[:4]), "fewer than 10"),
     (side(20, EXPRESSIONS[:1]), r"1 class\(es\) in common"), (side(20, EXPRESSIONS[7:]), r"0 class\(es\) in common")])
 def test_a_comparison_that_cannot_carry_it_gives_no_number(by_subject, words):
     found = protocols.compare_sides(side(12, EXPRESSIONS[:7]), by_subject, seed=0)
