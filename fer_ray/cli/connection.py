@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import tempfile
 import warnings
 from collections.abc import Generator
@@ -51,6 +52,7 @@ HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**3
 # A Ray of this job's own listens on the loopback interface only, as Ray itself does on Windows and macOS: the variable
 # says that no other machine joins. PyTorch's workers talk to each other by libraries with settings of their own.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+CONNECT_TIMEOUT_S = 10.0
 
 
 class ConnectionFailedError(UserError):
@@ -86,11 +88,15 @@ def _init(address: str, options: dict) -> None:
     import ray
     import ray.exceptions
 
+    failed = "Ray cannot start on this machine" if address == "local" else f"RAY_ADDRESS {address}: no Ray to join"
+    host, colon, port = address.rpartition(":")
     try:
+        if colon and port.isdigit() and "/" not in host:
+            # Ray would try for more than a minute, and print a line of its C++ log each time
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
         ray.init(address, **options)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        where = "Ray cannot start on this machine" if address == "local" else f"RAY_ADDRESS {address}: no Ray to join"
-        raise ConnectionFailedError(f"{where}: {ending.summary(error)}") from error
+    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ConnectionFailedError(f"{failed}: {ending.summary(error)}") from error
 
 
 def _keep_token_private(may_create: bool) -> None:

@@ -29,6 +29,7 @@ def test_weights_of_another_network_are_refused_before_a_crop_and_a_set_that_is_
         with pytest.raises(WeightsError, match="other.pth: does not fit timm:test_resnet"):
             stages.run_prepare(config, [wrong])
         assert not Path(config.storage).exists()
+        capsys.readouterr()
         stages.run_prepare(config, [config.train])
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("prepare: ") and "{" not in line for line in lines)

@@ -1,5 +1,6 @@
 """What can be known of joining Ray without starting it: the token's file, and what its errors become."""
 
+import re
 import stat
 
 import pytest
@@ -77,3 +78,10 @@ def test_the_actor_that_died_is_named():
                                    as_raised_by_a_task(DataError("x"))])
 def test_a_fault_of_the_code_or_of_the_input_is_not_rays(error):
     assert ending.explain(error) is None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "no.such.machine.invalid:6379", "localhost:99999"])
+def test_a_cluster_that_is_not_there_is_one_line_at_once(address, token, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(connection.ConnectionFailedError, match=f"RAY_ADDRESS {re.escape(address)}: no Ray to join: .+"):
+        connection.connect()
