@@ -74,10 +74,10 @@ class Hold:
 
 
 @contextlib.contextmanager
-def faulty(upstream: int, share: float = 0.1, seed: int = 0, faults: tuple[str, ...] = FAULTS):
-    """A proxy to the server on port `upstream` that breaks `share` of the requests; yields its port, how often each
+def faulty(upstream: int, fraction: float = 0.1, seed: int = 0, faults: tuple[str, ...] = FAULTS):
+    """A proxy to the server on port `upstream` that breaks `fraction` of the requests; yields its port, how often each
     fault was injected, and a `Hold`."""
-    draw, lock, told, hold = random.Random(seed), threading.Lock(), collections.Counter(), Hold()
+    draw, lock, injected, hold = random.Random(seed), threading.Lock(), collections.Counter(), Hold()
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -89,8 +89,8 @@ def faulty(upstream: int, share: float = 0.1, seed: int = 0, faults: tuple[str, 
             if hold.refused and hold.refused.search(f"{self.command} {self.path}"):
                 return self._answer(503, [], ERROR % b"SlowDown")
             with lock:
-                fault = draw.choice(faults) if draw.random() < share else ""
-                told[fault or "none"] += 1
+                fault = draw.choice(faults) if draw.random() < fraction else ""
+                injected[fault or "none"] += 1
             if fault in ("503", "500"):
                 return self._answer(int(fault), [], ERROR % (b"SlowDown" if fault == "503" else b"InternalError"))
             if fault == "reset before":
@@ -158,7 +158,7 @@ def faulty(upstream: int, share: float = 0.1, seed: int = 0, faults: tuple[str, 
     proxy = Server(("127.0.0.1", 0), Proxy)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
-        yield proxy.server_address[1], told, hold
+        yield proxy.server_address[1], injected, hold
     finally:
         proxy.shutdown()
         proxy.server_close()

@@ -99,6 +99,7 @@ def resplit(uri: str, split: SplitConfig, without: Collection[str] = ()) -> str:
     request = _digest(SCHEMA_VERSION, base["request"], dataclasses.asdict(split), sorted(without))
     fold = f"-fold{split.fold}of{split.folds}" if split.folds else ""
     target = storage.join(uri, "splits", f"{split.by}-seed{split.seed}{fold}" + ("-without" if without else ""))
+    storage.remove_abandoned(target)
     if prepared_set.is_up_to_date(target, request):
         return target
     index = _split(prepared_set.read_index(uri).drop(columns=["split", "fold"], errors="ignore"), split)

@@ -75,10 +75,10 @@ def ran(tmp_path_factory):
                "--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]',
                "--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8",
                "--train.epochs", "1"]
-    with s3.server() as port, s3.faulty(port) as (proxy, told, hold), head(s3.environment(proxy)) as shell:
+    with s3.server() as port, s3.faulty(port) as (proxy, injected, hold), head(s3.environment(proxy)) as shell:
         done = run(submit("jobs/pipeline.py", *options), root, shell)
         assert done.returncode == 0, done.stdout + done.stderr
-        yield SimpleNamespace(root=root, options=options, shell=shell, stdout=done.stdout, told=told, hold=hold)
+        yield SimpleNamespace(root=root, options=options, shell=shell, stdout=done.stdout, injected=injected, hold=hold)
 
 
 def run(words: list[str], cwd: Path, shell: dict[str, str]) -> subprocess.CompletedProcess:
@@ -93,7 +93,7 @@ def read(shell: dict[str, str], uri: str) -> bytes:
 
 def test_the_submitted_job_ends_with_its_result_although_requests_break(ran):
     assert ran.stdout.strip().splitlines()[-1] == f"result: {STORAGE}/runs/tiny/result.json"
-    assert sum(ran.told.values()) - ran.told["none"] >= 5, ran.told
+    assert sum(ran.injected.values()) - ran.injected["none"] >= 5, ran.injected
 
 
 def test_a_job_that_fails_ends_with_its_error(ran):
@@ -148,7 +148,7 @@ def test_no_reader_sees_half_a_checkpoint_when_its_writer_is_killed(ran, tmp_pat
     train = command("train", *ran.options, "--name", "killed", "--prepared", "tiny")
     pull = [sys.executable, str(REPO / "scripts/pull_checkpoint.py"), "--storage", STORAGE, "--name", "killed"]
     newest = [sys.executable, "-c",
-              f"from fer_ray import checkpoints; print(checkpoints.find_latest('{STORAGE}/runs/killed'))"]
+              f"from fer_ray.model import checkpoints; print(checkpoints.find_latest('{STORAGE}/runs/killed'))"]
     for half in (r"model\.safetensors\?.*partNumber=3", r"model\.json"):
         ran.hold.at("PUT", r"runs/killed/checkpoint_[^/]*/" + half)
         driver = subprocess.Popen(train, cwd=ran.root, env=ran.shell, start_new_session=True,

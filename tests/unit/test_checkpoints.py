@@ -164,7 +164,7 @@ def test_a_path_that_is_no_folder_of_a_checkpoint(tmp_path):
 @pytest.fixture
 def bucket(monkeypatch):
     """Port of a real S3 server that this process uses as `s3://bucket`, and a `Hold` that has it refuse requests."""
-    with s3.server() as port, s3.faulty(port, share=0) as (proxy, _, hold):
+    with s3.server() as port, s3.faulty(port, fraction=0) as (proxy, _, hold):
         for key, value in s3.environment(proxy).items():
             monkeypatch.setenv(key, value)
         monkeypatch.setattr(fer_ray.s3, "ATTEMPTS", 1)

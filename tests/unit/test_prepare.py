@@ -1,7 +1,9 @@
 """What `prepare` keeps, refuses and makes again. Crops are made in this process; tests/cluster has them made by Ray."""
 
 import dataclasses
+import io
 import os
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -276,6 +278,24 @@ def test_parts_of_killed_writers_are_swept(config):
     assert not list(folder.rglob("*.part"))
 
 
+def test_a_storage_that_takes_no_files_is_one_line(config):
+    """The kernel's own folder lets nobody make files, not even root."""
+    with pytest.raises(storage.StorageError, match=r"^/sys/fer_ray/prepared/set/images/part-00000.parquet: \w[^\n]*$"):
+        prepared(dataclasses.replace(config, storage="/sys/fer_ray"))
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(config):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(storage.StorageError, match=r"part-00000.parquet: File too large$"):
+            prepared(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(Path(config.storage).rglob("*.part"))
+    prepared(config)
+
+
 def test_a_storage_that_is_a_file_is_one_line(config):
     Path(config.storage).write_bytes(b"")
     with pytest.raises(storage.StorageError, match=f"{config.storage}.*: Not a directory"):
@@ -294,8 +314,6 @@ def jpeg_whose_orientation_has_a_wrong_type() -> bytes:
 
 
 def encoded_jpeg() -> bytes:
-    import io
-
     sink = io.BytesIO()
     Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(sink, "JPEG")
     return sink.getvalue()

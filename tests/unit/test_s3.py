@@ -55,20 +55,20 @@ def test_files_and_folders(port):
 
 
 def test_right_bytes_from_a_server_that_breaks_a_tenth_of_the_requests(port):
-    with s3.faulty(port, share=0.1, seed=1) as (proxy, told, _):
+    with s3.faulty(port, fraction=0.1, seed=1) as (proxy, injected, _):
         done = run(proxy, WORK, "faulty")
     assert done.returncode == 0, done.stderr
-    assert sum(told.values()) - told["none"] >= 10, told
+    assert sum(injected.values()) - injected["none"] >= 10, injected
 
 
 def test_of_writers_that_meet_one_creates(port):
     code = ("import sys; from fer_ray import storage; "
             "print(storage.create_json('s3://bucket/meet.json', {'by': sys.argv[1]}))")
     with ThreadPoolExecutor(4) as pool:
-        told = [d.stdout.strip() for d in pool.map(lambda n: run(port, code, str(n)), range(4))]
-    assert sorted(told) == ["False"] * 3 + ["True"]
+        created = [done.stdout.strip() for done in pool.map(lambda n: run(port, code, str(n)), range(4))]
+    assert sorted(created) == ["False"] * 3 + ["True"]
     read = run(port, "from fer_ray import storage; print(storage.read_bytes('s3://bucket/meet.json').decode())")
-    assert json.loads(read.stdout) == {"by": str(told.index("True"))}
+    assert json.loads(read.stdout) == {"by": str(created.index("True"))}
 
 
 @pytest.mark.parametrize(("code", "raised"), [
@@ -102,7 +102,7 @@ for ask in (storage.exists, storage.stat, storage.read_bytes, storage.sha256, st
     except storage.StorageError as error:
         print(error)
 """
-    told = run(port, asked, HOME="/nonexistent", **settings)
-    lines = told.stdout.strip().splitlines()
-    assert len(lines) == 10, told.stderr
+    answers = run(port, asked, HOME="/nonexistent", **settings)
+    lines = answers.stdout.strip().splitlines()
+    assert len(lines) == 10, answers.stderr
     assert all(re.match(f"s3://bucket/x: {said}", line) for line in lines), lines
