@@ -216,7 +216,7 @@ def test_audit_job_prints_what_leaks(faces_root, tmp_path):
     assert missing.returncode == 1 and "no complete prepared set" in missing.stderr
 
 
-def test_storage_that_refuses_a_worker_ends_the_job_in_one_line(faces_root, tmp_path, run_job):
+def test_storage_that_refuses_a_worker_ends_the_job_in_one_line(faces_root, tmp_path):
     blocked = tmp_path / "prepared/set/images/part-00000.parquet"
     (blocked / "x").mkdir(parents=True)  # no file can take the place of a folder
     options = ["--data.root", str(faces_root), "--storage", str(tmp_path), "--name", "set"]
