@@ -170,9 +170,11 @@ def table(summary: dict) -> str:
     if summary["pooled"]:
         lines.append("all folds together:\n" + metrics.per_class_table(summary["pooled"]))
     if compared := summary["comparison"]:
-        lines += [f"{side['label']}: balanced accuracy {side['balanced_accuracy']:.3f} over the "
-                  f"{len(compared['classes'])} classes that both test, {side['images']} images of "
-                  f"{metrics.count_people(side['people'])}" for side in compared["sides"] if side["balanced_accuracy"] is not None]
+        for side in compared["sides"]:
+            if side["balanced_accuracy"] is not None:
+                lines.append(f"{side['label']}: balanced accuracy {side['balanced_accuracy']:.3f} over the "
+                             f"{len(compared['classes'])} classes that both test, {side['images']} images of "
+                             f"{metrics.count_people(side['people'])}")
         lines.append(f"what the leak is worth is not said: {compared['withheld']}" if compared["withheld"]
                      else f"what the leak is worth: {compared['points']:+.1f} points of balanced accuracy")
     return "\n".join(lines)

@@ -113,8 +113,8 @@ def no_interval(people: int) -> str | None:
     """Why images of so few people get no interval, in words that end a sentence; None if they get one."""
     if people >= MIN_PEOPLE:
         return None
-    return (f"no 95 % interval: the images show {count_people(people)}, and fewer than {MIN_PEOPLE} do not tell how much "
-            "people differ")
+    return (f"no 95 % interval: the images show {count_people(people)}, and fewer than {MIN_PEOPLE} do not tell "
+            "how much people differ")
 
 
 def resampled_confusions(labels: np.ndarray, predicted: np.ndarray, subjects: list[str | None],
