@@ -27,12 +27,11 @@ TREATMENTS = (
 )
 # What stands for the placeholders: by default, and in the commands that the pattern finds. The folders are made by
 # tests/cluster/test_commands.py.
-VALUES = {"FOLDER": "faces", "NAME": "mine", "RUN": "again", "DIR": "results", "FILE": "jobs/configs/quickstart.yaml",
+VALUES = {"FOLDER": "faces", "NAME": "mine", "RUN": "again", "DIR": "fer_ray_output", "FILE": "jobs/configs/quickstart.yaml",
           "OPTIONS": "--train.class_weights none", "VERB": "train"}
 SPECIAL_VALUES = (
     (r"facial_expressions\.yaml", {"FOLDER": "photographs", "NAME": "chosen"}),
     (r"make_sample_data", {"FOLDER": "drawn"}),
-    (r"audit\.py --storage", {"DIR": "fer_ray_output"}),
     (r"from_tune", {"NAME": "tune"}),
     (r"predict\.images|measure_duplicates", {"FOLDER": "faces/jaffe"}),
 )
