@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import resource
 import stat
 
 import pytest
 import s3
 import torch
+from disks import full_disk
 
 import fer_ray.s3
 from fer_ray import storage
@@ -203,17 +203,8 @@ def test_all_files_of_a_checkpoint_can_be_read_by_the_same_people(tmp_path):
     assert modes == dict.fromkeys(checkpoints.FILES, 0o640)
 
 
-@pytest.fixture
-def no_room():
-    """The kernel refuses files of more than 100 kB, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_save_to_a_full_disk_is_one_line_and_leaves_no_temporary_folder(tmp_path, no_room):
-    with pytest.raises(storage.StorageError, match=f"^{tmp_path}/c: the checkpoint cannot be written .*$"):
+def test_a_save_to_a_full_disk_is_one_line_and_leaves_no_temporary_folder(tmp_path):
+    with full_disk(100_000), pytest.raises(storage.StorageError, match=f"^{tmp_path}/c: the checkpoint cannot be written .*$"):
         save(tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 

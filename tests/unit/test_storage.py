@@ -1,10 +1,10 @@
 import errno
 import os
-import resource
 import tempfile
 import time
 
 import pytest
+from disks import full_disk
 
 from fer_ray import storage
 
@@ -51,17 +51,6 @@ def test_a_damaged_file_of_ours_is_told_by_name_with_what_makes_it_again(tmp_pat
         read()
 
 
-def refuse_more_than(num_bytes: int) -> None:
-    """From now on the system lets this process write no larger file, as a full disk would; root is no exception."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
-@pytest.fixture
-def full_disk():
-    yield lambda: refuse_more_than(1000)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
 def another_disk(*_) -> None:
     """What `os.rename` says when the target lies on another disk, so that the file must be copied."""
     raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
@@ -71,12 +60,11 @@ def another_disk(*_) -> None:
     lambda uri, large: storage.write_bytes(uri, large.read_bytes()),
     lambda uri, large: storage.create(uri, large.read_bytes()),
     lambda uri, large: storage.move(str(large), uri)], ids=["write", "create", "move"])
-def test_a_full_disk_is_one_line_with_the_uri_and_leaves_no_part(tmp_path, full_disk, monkeypatch, write):
+def test_a_full_disk_is_one_line_with_the_uri_and_leaves_no_part(tmp_path, monkeypatch, write):
     large, target = tmp_path / "large", tmp_path / "out/file"
     large.write_bytes(bytes(5000))
     monkeypatch.setattr(os, "rename", another_disk)
-    full_disk()
-    with pytest.raises(storage.StorageError, match=f"^{target}: File too large$"):
+    with full_disk(1000), pytest.raises(storage.StorageError, match=f"^{target}: File too large$"):
         write(str(target), large)
     assert list((tmp_path / "out").iterdir()) == []
 
