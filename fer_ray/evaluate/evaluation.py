@@ -228,9 +228,16 @@ def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, des
 
 
 def read_labels(config: Config) -> dict | None:
-    """The summary of the label audit of this prepared set, if there was one. Raises: storage.DamagedError."""
+    """The summary of the label audit of this prepared set; None if there was none, or if its file is damaged.
+
+    A damaged one is told on the terminal: the scores do not need it.
+    """
     file = storage.join(config.storage, "labels", config.prepared or config.name, "labels.json")
     if not storage.exists(file):
         return None
-    return storage.read_own_json(file, {"suspects": int, "images": int, "network": dict, "by_class": dict},
-                                 "python jobs/audit.py --labels with the options of your run makes it again")
+    try:
+        return storage.read_own_json(file, {"suspects": int, "images": int, "network": dict, "by_class": dict},
+                                     "python jobs/audit.py --labels with the options of your run makes it again")
+    except storage.DamagedError as error:
+        progress.say(f"evaluate: the report goes without the label audit: {error}")
+        return None

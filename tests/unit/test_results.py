@@ -8,7 +8,8 @@ import pytest
 from reports import one_hot, result_for
 
 from fer_ray import storage
-from fer_ray.evaluate import comparison, protocols, results
+from fer_ray.config import Config
+from fer_ray.evaluate import comparison, evaluation, protocols, results
 from fer_ray.model import metrics
 
 
@@ -49,6 +50,15 @@ def test_damaged_reports_are_told_with_what_makes_them_again(run, name, content)
         (run / name).write_text(content)
     with pytest.raises(storage.DamagedError, match=rf"{name}: is .*makes it again"):
         (results.read_result if name == "result.json" else results.read_report)(str(run))
+
+
+@pytest.mark.parametrize("content", ["", '{"suspects": 3}', None])
+def test_a_damaged_label_audit_keeps_no_run_from_its_scores(tmp_path, capsys, content):
+    if content is not None:
+        (tmp_path / "labels/x").mkdir(parents=True)
+        (tmp_path / "labels/x/labels.json").write_text(content)
+    assert evaluation.read_labels(Config(name="x", storage=str(tmp_path))) is None
+    assert ("jobs/audit.py --labels" in capsys.readouterr().out) == (content is not None)
 
 
 def test_the_table_of_backbones_says_chance_and_few_people(tmp_path):
