@@ -25,10 +25,8 @@ from pyarrow import fs
 
 from fer_ray import s3
 from fer_ray.errors import StorageError, UserError
-from fer_ray.s3 import ATTEMPTS
 
-__all__ = ["ATTEMPTS", "StorageError"]  # imported for those who use them by this module's name
-
+ATTEMPTS = s3.ATTEMPTS  # of each request to S3, Ray's own requests too
 # A killed writer leaves its `.part` file. One that nobody has written to for so long is no longer being written.
 ABANDONED_S = 600.0
 _PART = re.compile(r"\.[0-9a-f]{32}\.part$")

@@ -169,6 +169,7 @@ def _read_part(uri: str, part: int, columns: list[str], whole_file: bool = True)
     except storage.StorageError:
         raise
     except (pa.ArrowException, OSError) as error:  # pyarrow raises OSError too for bytes that it cannot unpack
+        storage.stat(file)  # raises StorageError if it is storage that fails
         reason = " ".join(str(error).split())
         raise DamagedError(f"{file}: is damaged ({reason[:100]}); {remedy(whole(uri))}") from None
 
