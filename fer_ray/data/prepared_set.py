@@ -52,7 +52,7 @@ def uri_of(config: Config) -> str:
 
 def remedy(uri: str) -> str:
     """What the user does about a damaged file of this prepared set."""
-    verb = "prepare" if whole(uri) == uri else "crossval"
+    verb = "prepare" if base_uri(uri) == uri else "crossval"
     return f"run jobs/{verb}.py again with the same options, which makes again what is damaged"
 
 
@@ -125,7 +125,7 @@ def read_crops_of_part(uri: str, part: int, rows: np.ndarray) -> list[np.ndarray
     try:
         return [decode_crop(encoded[int(row)]) for row in rows]
     except (KeyError, ValueError):
-        raise DamagedError(f"{part_uri(uri, part)}: is damaged (a crop is missing or no PNG); {remedy(whole(uri))}"
+        raise DamagedError(f"{part_uri(uri, part)}: is damaged (a crop is missing or no PNG); {remedy(base_uri(uri))}"
                            ) from None
 
 
@@ -165,23 +165,23 @@ def _read_part(uri: str, part: int, columns: list[str], whole_file: bool = True)
         filesystem, path = storage.resolve(file)
         return manifest.read_parquet(path, columns, filesystem)
     except FileNotFoundError:
-        raise DamagedError(f"{file}: is missing; {remedy(whole(uri))}") from None
+        raise DamagedError(f"{file}: is missing; {remedy(base_uri(uri))}") from None
     except storage.StorageError:
         raise
     except (pa.ArrowException, OSError) as error:  # pyarrow raises OSError too for bytes that it cannot unpack
         storage.stat(file)  # raises StorageError if it is storage that fails
         reason = " ".join(str(error).split())
-        raise DamagedError(f"{file}: is damaged ({reason[:100]}); {remedy(whole(uri))}") from None
+        raise DamagedError(f"{file}: is damaged ({reason[:100]}); {remedy(base_uri(uri))}") from None
 
 
-def whole(uri: str) -> str:
+def base_uri(uri: str) -> str:
     """The prepared set that holds the pictures: `uri` itself, or the set that it is another split of."""
     return re.sub(r"/splits/[^/]+$", "", uri)
 
 
 def part_uri(uri: str, part: int) -> str:
     """The Parquet file of a part."""
-    return storage.join(whole(uri), "images", f"part-{part:05d}.parquet")
+    return storage.join(base_uri(uri), "images", f"part-{part:05d}.parquet")
 
 
 def write_table(uri: str, name: str, table: pa.Table) -> dict[str, dict]:

@@ -114,7 +114,7 @@ def floor(config: Config, prepared: str, index: pd.DataFrame, backbone: str) -> 
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rows, frozen = _frozen_features(prepared_set.whole(prepared), backbone, config.evaluate.batch_size,
+    rows, frozen = _frozen_features(prepared_set.base_uri(prepared), backbone, config.evaluate.batch_size,
                                     config.train.use_gpu)
     features = frozen[rows.get_indexer(index["row"])]
     labels, split = batches.labels_of(index), index["split"].to_numpy()

@@ -247,6 +247,18 @@ def test_readers_name_the_file_and_the_command(config, name, damage):
         READERS[name](str(folder))
 
 
+def test_a_damaged_split_beside_the_first_is_made_again(config):
+    folder = set_with_split(config)
+    other, = (folder / "splits").iterdir()
+    before = content(folder)
+    for name in ("index.parquet", "prepared.json"):
+        cut(other / name)
+        with pytest.raises(storage.DamagedError, match=f"splits/.*/{name}.*run jobs/crossval.py"):
+            prepared_set.read_index(str(other))
+        prepare.resplit(str(folder), SplitConfig(by="image", seed=3))
+        assert content(folder) == before
+
+
 @given(st.data())
 def test_whatever_bit_of_a_part_flips_no_reader_fails_otherwise(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("set")
