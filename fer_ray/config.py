@@ -19,6 +19,7 @@ from fer_ray.values import (
     Backbone,
     BelowOne,
     Fraction,
+    Kind,
     LocalPath,
     Name,
     NotNegative,
@@ -34,10 +35,6 @@ from fer_ray.values import (
 
 class ConfigError(UserError):
     """The configuration is wrong; the message names file, key, value and what would be right."""
-
-
-Kind = Literal["auto", "ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet", "folder", "table",
-               "sample"]
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ Positive = Annotated[float, Gt(0)]
 Percent = Annotated[float, Interval(ge=0, le=100)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+Kind = Literal["auto", "ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet", "folder", "table",
+               "sample"]
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]  # what NumPy, PyTorch and scikit-learn all take
 
 _LEGAL_TEXT = {

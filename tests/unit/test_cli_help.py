@@ -87,6 +87,13 @@ def test_a_job_without_options_says_what_it_needs(verb, option, tmp_path):
     assert line.startswith(f"error: {option}: ")
 
 
+def test_each_job_runs_its_verb():
+    assert {path.stem for path in (REPO / "jobs").glob("*.py")} == main.VERBS.keys()
+    for verb, (_, description) in main.VERBS.items():
+        assert (REPO / f"jobs/{verb}.py").read_text().split("\n\n") == [
+            f'"""{description}"""', "from fer_ray.cli.main import run", f'if __name__ == "__main__":\n    run("{verb}")\n']
+
+
 # --- options of the environment --------------------------------------------------------------------------
 
 
