@@ -208,7 +208,8 @@ def _refuse_diverged(job: TrainJob) -> None:
     """Raises: TrainingError if the loop ended since its loss was not finite."""
     file = storage.join(job.run, "diverged.json")
     if storage.exists(file):
-        raise TrainingError(f"{job.run}: {storage.read_json(file)['reason']}")
+        reason = storage.read_own_json(file, {"reason": str}, "run the same command again")["reason"]
+        raise TrainingError(f"{job.run}: {reason}")
 
 
 def _raise_failed(job: TrainJob, error: Exception) -> NoReturn:
