@@ -11,7 +11,8 @@ from fer_ray.train.job import run_uri
 from fer_ray.tune import policies, space
 from fer_ray.tune.trial import trial_config
 
-KEPT = ("epoch", "lr", "train_loss", "val_loss", "val_balanced_accuracy", "train_s")  # of the numbers of an epoch
+# of the numbers of an epoch
+KEPT = ("epoch", "lr", "train_loss", "val_loss", "val_balanced_accuracy", "val_chance", "train_s")
 
 
 def trials(config: Config) -> list[dict]:
