@@ -111,7 +111,7 @@ def _line(entry: Any, origins: Mapping[str, str]) -> str:
     if entry["type"] == "unexpected_keyword_argument":
         before = key.rpartition(".")[0]
         return f"{where}unknown key {key!r}{nearest(key, [f'{before}.{name}' for name in hints(parent)])}"
-    if _CREDENTIALS.search(str(shown(entry["input"]))):
+    if holds_credentials(shown(entry["input"])):
         return f"{where}{key}: a value with credentials stands there; it must be {legal(kind)}"
     return f"{where}{key}: {shown(entry['input'])} must be {legal(kind)}"
 
@@ -121,6 +121,11 @@ def _inner(kind: Any, part: int | str) -> Any:
     if is_section(kind):
         return hints(kind).get(str(part), str)
     return get_args(kind)[-1] if get_origin(kind) in (list, dict) else kind
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether there is a URI with credentials somewhere in a text, so that it must not be shown."""
+    return bool(_CREDENTIALS.search(text))
 
 
 def nearest(key: str, names: list[str]) -> str:

@@ -77,7 +77,10 @@ def legal(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is list:
-        return f"a list such as [a, b], of items that are each {legal(get_args(kind)[0])}"
+        item = get_args(kind)[0]
+        if is_section(item):
+            return f"a list such as [{{{', '.join(f'{name}: ...' for name in hints(item))}}}]"
+        return f"a list such as [a, b], each item being {legal(item)}"
     if get_origin(kind) is dict:
         return "keys and values of text, such as {a: b}"
     if name := text_of(kind):
@@ -87,9 +90,9 @@ def legal(kind: Any) -> str:
 
 
 def _limits(kind: Any) -> list[str]:
-    words = {"gt": "greater than", "ge": "of at least", "lt": "less than", "le": "of at most"}
-    return [f"{word} {getattr(mark, name):g}" if getattr(mark, name) < 1e6 else f"{word} {getattr(mark, name)}"
-            for mark in get_args(kind)[1:] for name, word in words.items() if getattr(mark, name, None) is not None]
+    words = {"gt": "greater than", "ge": "of at least", "lt": "less than", "le": "at most"}
+    return [f"{word} {getattr(mark, name)}" for mark in get_args(kind)[1:] for name, word in words.items()
+            if getattr(mark, name, None) is not None]
 
 
 def walk(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 
-from fer_ray import options, storage
+from fer_ray import checks, options, storage
 from fer_ray.cli import ending, reference
 from fer_ray.config import Config, ConfigError
 from fer_ray.errors import UserError
@@ -86,7 +86,8 @@ def _run(verb: str, argv: list[str]) -> str:
 def read_options(argv: list[str]) -> Config:
     """The checked configuration, with absolute paths, of a command line and the environment. Raises: ConfigError."""
     if more := options.from_environment():
-        print(f"{options.VARIABLE} adds: {shlex.join(more)}", file=sys.stderr, flush=True)
+        shown = ["(hidden)" if checks.holds_credentials(word) else word for word in more]
+        print(f"{options.VARIABLE} adds: {shlex.join(shown)}", file=sys.stderr, flush=True)
     typed = options.load([*argv, *more])
     _refuse_storage_that_ends_with_the_job(typed.storage)
     return options.absolute(typed)

@@ -163,7 +163,8 @@ def markdown() -> str:
             section = option.section
             lines += ["", f"## {section or 'Run'}", "", _section_text(section), "",
                       "| option | meaning | value | default |", "|---|---|---|---|"]
-        cells = (f"`{option.key}`", option.text, option.legal, f"`{option.default}`")
+        default = option.default if option.default == "empty" else f"`{option.default}`"
+        cells = (f"`{option.key}`", option.text, option.legal, default)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -90,8 +90,9 @@ def test_a_job_without_options_says_what_it_needs(verb, option, tmp_path):
 def test_each_job_runs_its_verb():
     assert {path.stem for path in (REPO / "jobs").glob("*.py")} == main.VERBS.keys()
     for verb, (_, description) in main.VERBS.items():
-        assert (REPO / f"jobs/{verb}.py").read_text().split("\n\n") == [
-            f'"""{description}"""', "from fer_ray.cli.main import run", f'if __name__ == "__main__":\n    run("{verb}")\n']
+        words, *code = (REPO / f"jobs/{verb}.py").read_text().split("\n\n")
+        assert words == f'"""{description}"""'
+        assert code == ["from fer_ray.cli.main import run", f'if __name__ == "__main__":\n    run("{verb}")\n']
 
 
 # --- options of the environment --------------------------------------------------------------------------
@@ -106,6 +107,14 @@ def test_options_of_the_environment_win_and_a_line_says_so(monkeypatch, capsys, 
     told = capsys.readouterr()
     assert told.err == "FER_RAY_OPTIONS adds: --train.epochs 1 --tune.num_trials=2 --card.limits 'not for people'\n"
     assert not told.out
+
+
+def test_credentials_in_options_of_the_environment_are_not_repeated(monkeypatch, capsys):
+    monkeypatch.setenv("FER_RAY_OPTIONS", "--name x --storage=s3://KEY:TOPSECRET@bucket/x")
+    with pytest.raises(config.ConfigError, match="storage: carries credentials"):
+        main.read_options([])
+    told = capsys.readouterr().err
+    assert "--name x" in told and "TOPSECRET" not in told
 
 
 def test_wrong_options_of_the_environment_are_one_line(monkeypatch):
