@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine makes single examples slow by chance; failures must come from the code alone.
-settings.register_profile("fer_ray", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("fer_ray", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("fer_ray")
 
 
