@@ -12,7 +12,7 @@ import pytest
 from cluster.conftest import command, environment, ray_on
 
 from fer_ray.config import Config, DataConfig
-from fer_ray.data import prepare, sample
+from fer_ray.data import prepare
 from fer_ray.data.sources import read_manifest
 from fer_ray.train import tracking
 
@@ -28,10 +28,10 @@ ENDINGS = {
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory):
+def storage(sample_of, tmp_path_factory):
     """Holds a prepared set of a few people."""
     root = tmp_path_factory.mktemp("ending")
-    sample.write_sample(root / "data", subjects=4, seed=3)
+    sample_of(root / "data", people=3)
     config = Config(name="set", storage=str(root / "out"), data=DataConfig("auto", str(root / "data")))
     with ray_on(2):
         prepare.prepare(config, read_manifest(config.data))

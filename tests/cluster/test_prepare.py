@@ -40,10 +40,8 @@ def table(folder: Path, name: str):
 
 
 @pytest.fixture(scope="module")
-def faces_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sample")
-    sample.write_sample(root, subjects=6, seed=5)
-    return root
+def faces_root(sample_of, tmp_path_factory):
+    return sample_of(tmp_path_factory.mktemp("sample"), people=6)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ import s3
 from cluster.conftest import REPO, command, environment
 
 from fer_ray.data.manifest import EXPRESSIONS
-from fer_ray.data.sample import write_sample
 
 STORAGE = "s3://bucket/work"
 RAY = Path(sys.executable).with_name("ray")
@@ -67,13 +66,13 @@ def submit(*words: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def ran(sample_of, tmp_path_factory):
     """Folder, options, shell, output of the submitted pipeline and the faults that were injected."""
     root = tmp_path_factory.mktemp("s3")
-    write_sample(root / "data", subjects=4, seed=3)
+    sample_of(root / "data", people=3)
     options = ["--data.root", str(root / "data"), "--storage", STORAGE, "--name", "tiny",
                "--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]',
-               "--train.backbone", "resnet18", "--train.weights", "none", "--train.batch_size", "8",
+               "--train.backbone", "timm:test_resnet", "--train.weights", "none", "--train.batch_size", "8",
                "--train.epochs", "1"]
     with s3.server() as port, s3.faulty(port) as (proxy, injected, hold), head(s3.environment(proxy)) as shell:
         done = run(submit("jobs/pipeline.py", *options), root, shell)
@@ -145,7 +144,8 @@ def test_ctrl_c_leaves_the_job_and_predicting_says_what_evaluating_said(ran):
 
 
 def test_no_reader_sees_half_a_checkpoint_when_its_writer_is_killed(ran, tmp_path):
-    train = command("train", *ran.options, "--name", "killed", "--prepared", "tiny")
+    # a network whose weights are sent in several parts
+    train = command("train", *ran.options, "--name", "killed", "--prepared", "tiny", "--train.backbone", "resnet18")
     pull = [sys.executable, str(REPO / "scripts/pull_checkpoint.py"), "--storage", STORAGE, "--name", "killed"]
     newest = [sys.executable, "-c",
               f"from fer_ray.model import checkpoints; print(checkpoints.find_latest('{STORAGE}/runs/killed'))"]

@@ -9,14 +9,13 @@ from cluster.conftest import ray_on
 
 from fer_ray.cli import stages
 from fer_ray.config import Config, DataConfig, TrainConfig
-from fer_ray.data import sample
 from fer_ray.model import backbones
 from fer_ray.model.start_weights import WeightsError
 
 
 @pytest.fixture
-def config(tmp_path):
-    sample.write_sample(tmp_path / "data", subjects=3, seed=3)
+def config(sample_of, tmp_path):
+    sample_of(tmp_path / "data", people=3)
     return Config(name="few", storage=str(tmp_path / "out"), data=DataConfig("jaffe", str(tmp_path / "data/jaffe")),
                   train=TrainConfig(backbone="timm:test_resnet", weights="none"))
 
