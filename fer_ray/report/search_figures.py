@@ -74,8 +74,9 @@ def _plane(axis, trials: list[dict], figure) -> None:
                  edgecolors=ORANGE, linewidths=2, label="best")
     rates = [trial["settings"]["lr"] for trial in trials]
     damping = [1 - trial["settings"]["momentum"] for trial in trials]  # what a logarithmic axis can show
-    axis.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="momentum",
-             ylim=(max(damping) * 1.3, min(damping) / 1.3), xlim=(min(rates) / 1.5, max(rates) * 1.5))
+    # limits before scales: Matplotlib warns on the terminal when it has to choose limits for trials of one momentum
+    axis.set(ylim=(max(damping) * 1.3, min(damping) / 1.3), xlim=(min(rates) / 1.5, max(rates) * 1.5),
+             xscale="log", yscale="log", xlabel="learning rate", ylabel="momentum")
     ticks = [m for m in MOMENTA if min(damping) / 1.3 <= 1 - m <= max(damping) * 1.3]
     axis.set_yticks([1 - m for m in ticks], [f"{m:g}" for m in ticks])
     axis.yaxis.set_minor_locator(NullLocator())

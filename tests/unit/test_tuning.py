@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from fer_ray import storage
 from fer_ray.checks import check
 from fer_ray.config import Config, ConfigError, TrainConfig, TuneConfig
+from fer_ray.report import figures, pages, search_figures
+from fer_ray.train import tracking
 from fer_ray.tune import outcome, policies, search, space, trial
 
 
@@ -124,8 +127,9 @@ def test_choosing_passes_over_diverged_trials_and_says_why_none_is_left():
 
 
 def test_what_is_wrong_with_a_search_is_told_at_once(tmp_path):
-    with pytest.raises(ConfigError, match="tune.momentum\\[1\\]: 1.0 must be .*tune.backbones\\[0\\]: 'lenet' is no known.*"
-                                          "tune.grace_epochs: 9 must not exceed.*tune.lr: .* must be \\[lowest, highest"):
+    wrong = ("tune.momentum\\[1\\]: 1.0 must be .*tune.backbones\\[0\\]: 'lenet' is no known.*"
+             "tune.grace_epochs: 9 must not exceed.*tune.lr: .* must be \\[lowest, highest")
+    with pytest.raises(ConfigError, match=wrong):
         check(config_of(grace_epochs=9, max_epochs=3, lr=[0.1, 0.01], momentum=[0.5, 1.0], backbones=["lenet"]))
     with pytest.raises(ConfigError, match="train.from_tune: no finished search 'x' .*run jobs/tune.py --name x"):
         space.with_best_settings(config_of(tmp_path, train=TrainConfig(from_tune="x")))
@@ -137,3 +141,28 @@ def test_found_values_replace_those_of_the_configuration(tmp_path):
         {"best": {"settings": {"lr": 0.02, "momentum": 0.8, "backbone": "resnet18", "batch_size": 4}}}))
     t = space.with_best_settings(config_of(tmp_path, train=TrainConfig(from_tune="x", epochs=7))).train
     assert (t.lr, t.momentum, t.backbone, t.batch_size, t.epochs) == (0.02, 0.8, "resnet18", 4, 7)
+
+
+@pytest.mark.filterwarnings("error")  # would stand on the user's terminal
+def test_the_page_of_a_search_is_drawn_from_what_its_trials_left(tmp_path):
+    config = config_of(tmp_path, plane="plain", num_trials=3, max_epochs=3)
+    points = [{"lr": lr, "momentum": 0.9} for lr in (0.01, 0.01, 1e-3)]
+    storage.write_json(f"{space.search_uri(config)}/points.json", {"points": points})
+    for number, scores in ((0, [0.2, 0.2, 0.2]), (1, [0.2])):
+        run = f"{space.search_uri(config)}/runs/{number:03d}"
+        storage.write_json(f"{run}/run.json", {"id": "x"})
+        for epoch, score in enumerate(scores):
+            tracking.log(run, {"epoch": epoch, "lr": 0.01, "train_loss": 2.0, "val_loss": 2.0, "train_s": 1.0,
+                               "val_balanced_accuracy": score, "val_chance": 0.2})
+    storage.write_json(f"{space.search_uri(config)}/runs/001/ended.json", {"epochs": 1})
+    storage.write_json(f"{space.search_uri(config)}/runs/002/diverged.json", {"epoch": 0, "reason": "the loss is nan"})
+    found = outcome.trials(config)
+    assert [one["state"] for one in found] == ["finished", "ended", "diverged"]
+    test = dict.fromkeys(pages.HEADLINE, 0.5) | {"balanced_accuracy_ci95": [0.4, 0.6]}
+    summary = outcome.summarise(config, found, found[0]) | {
+        "test": test, "test_report": "report.html", "datasets": ["CK+"], "created": "today",
+        "command": "python jobs/tune.py"}
+    assert summary["epochs_spent"] == 4
+    page = pages.render_tune(summary)
+    assert all(f"<td>{state}</td>" in page for state in ("finished", "ended", "diverged"))
+    assert figures.png(search_figures.search_figure(summary)).startswith(b"\x89PNG")
