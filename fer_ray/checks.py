@@ -15,13 +15,10 @@ from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
 from fer_ray.config import Config, ConfigError, to_dict
-from fer_ray.values import BACKBONES, hints, is_section, legal, shown, text_of, walk
+from fer_ray.values import BACKBONES, CREDENTIALS, hints, is_section, legal, shown, text_of, walk
 
-# s3://KEY:SECRET@bucket (a secret may hold a slash), https://TOKEN@host, https://host/x?secret_key=...
-SECRET_WORDS = "secret|password|token|credential|signature|access_?key"
-_CREDENTIALS = re.compile(rf"[\w+.-]+://([^/]*@|[^/]*:.*@|.*[?&][^=&]*({SECRET_WORDS})[^=&]*=)", re.I | re.S)
 _SAFE_PLACE = {"train.mlflow": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"}
-# with one slash, none or in capitals it is a slip of the pen, which would make a local folder named `s3:`
+# Schemes that people mean as such, also in capitals or without `//`: as paths they would make a local folder `s3:`.
 _SCHEME = re.compile(r"(s3[an]?|gs|gcs|https?|ftp|file|hdfs|abfss?|az|r2):", re.I)
 
 
@@ -40,8 +37,9 @@ def refuse(config: Config, problems: list[str], missing: list[str]) -> None:
         problems: what is wrong with single values.
         missing: keys whose value is such a default, so that rules between them and others cannot be checked.
     """
-    if leaking := [key for key, _, value in walk(config) if isinstance(value, str) and _CREDENTIALS.match(value)]:
-        raise ConfigError("; ".join(  # at once, and alone: no message may repeat them
+    if leaking := [key for key, _, value in walk(config) if isinstance(value, str) and CREDENTIALS.match(value)]:
+        # Alone, before anything else is told: no other message may repeat the credentials.
+        raise ConfigError("; ".join(
             f"{key}: carries credentials, which would end up in results and logs; leave them out of it and give them "
             f"by {_SAFE_PLACE.get(key, 'the AWS environment')}" for key in leaking))
     texts = [f"{key}: {shown(value)} {wrong}" for key, kind, value in walk(config)
@@ -111,8 +109,6 @@ def _line(entry: Any, origins: Mapping[str, str]) -> str:
     if entry["type"] == "unexpected_keyword_argument":
         before = key.rpartition(".")[0]
         return f"{where}unknown key {key!r}{nearest(key, [f'{before}.{name}' for name in hints(parent)])}"
-    if holds_credentials(shown(entry["input"])):
-        return f"{where}{key}: a value with credentials stands there; it must be {legal(kind)}"
     return f"{where}{key}: {shown(entry['input'])} must be {legal(kind)}"
 
 
@@ -121,11 +117,6 @@ def _inner(kind: Any, part: int | str) -> Any:
     if is_section(kind):
         return hints(kind).get(str(part), str)
     return get_args(kind)[-1] if get_origin(kind) in (list, dict) else kind
-
-
-def holds_credentials(text: str) -> bool:
-    """Whether there is a URI with credentials somewhere in a text, so that it must not be shown."""
-    return bool(_CREDENTIALS.search(text))
 
 
 def nearest(key: str, names: list[str]) -> str:
@@ -185,8 +176,7 @@ def _wrong_endpoint(config: Config) -> list[str]:
         except ValueError:  # a port that is no number
             right = False
         if url and not right:
-            said = "its value" if _CREDENTIALS.match(url) else shown(url)
-            problems.append(f"{name}: {said} in the environment must be a URL such as https://host:9000")
+            problems.append(f"{name}: {shown(url)} in the environment must be a URL such as https://host:9000")
     return problems
 
 

@@ -86,7 +86,7 @@ def _with_path(of: str, text: str) -> str:
         return text
     # a secret of the environment would be written into results with the configuration
     expanded = _VARIABLE_NAME.sub(
-        lambda found: found[0] if re.search(checks.SECRET_WORDS, found[0], re.I)
+        lambda found: found[0] if re.search(values.SECRET_WORDS, found[0], re.I)
         else os.environ.get(found[1] or found[2], found[0]), text)
     if _VARIABLE_NAME.search(expanded):
         return text

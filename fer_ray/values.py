@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import reprlib
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -11,6 +12,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from annotated_types import Ge, Gt, Interval
 
 BACKBONES = ("alexnet", "vgg19", "resnet152", "resnet50", "resnet18", "efficientnet_lite0")
+
+# s3://KEY:SECRET@bucket (a secret may hold a slash), https://TOKEN@host, https://host/x?secret_key=...
+SECRET_WORDS = "secret|password|token|credential|signature|access_?key"
+CREDENTIALS = re.compile(rf"[\w+.-]+://([^/]*@|[^/]*:.*@|.*[?&][^=&]*({SECRET_WORDS})[^=&]*=)", re.I | re.S)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +130,12 @@ def known_options(cls: type, prefix: str = "") -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as an error message repeats it: in one line, and short even if the value is endless."""
+    """A value as a message repeats it: in one line, short even if the value is endless, and without credentials."""
     if value is None:
         return "null"
     writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = 10_000  # so that no sign of credentials is cut off
+    if CREDENTIALS.search(writer.repr(value)):
+        return "(hidden, since it holds credentials)"
     writer.maxstring = writer.maxother = 80
     return writer.repr(value)

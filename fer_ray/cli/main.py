@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 
-from fer_ray import checks, options, storage
+from fer_ray import options, storage, values
 from fer_ray.cli import ending, reference
 from fer_ray.config import Config, ConfigError
 from fer_ray.errors import UserError
@@ -86,7 +86,7 @@ def _run(verb: str, argv: list[str]) -> str:
 def read_options(argv: list[str]) -> Config:
     """The checked configuration, with absolute paths, of a command line and the environment. Raises: ConfigError."""
     if more := options.from_environment():
-        shown = ["(hidden)" if checks.holds_credentials(word) else word for word in more]
+        shown = ["(hidden)" if values.CREDENTIALS.search(word) else word for word in more]
         print(f"{options.VARIABLE} adds: {shlex.join(shown)}", file=sys.stderr, flush=True)
     typed = options.load([*argv, *more])
     _refuse_storage_that_ends_with_the_job(typed.storage)
@@ -94,14 +94,14 @@ def read_options(argv: list[str]) -> Config:
 
 
 def _own_words(error: Exception) -> str:
-    """What was raised where it was raised: Ray puts the frames of each process that an error passes before it."""
+    """The message of the original error, without the stack of each process that Ray has passed it through."""
     while cause := getattr(error, "cause", None):
         error = cause
     return str(error)
 
 
 def _refuse_storage_that_ends_with_the_job(uri: str) -> None:
-    # `ray job submit` runs a copy of the repository, which is removed after the job, results and all
+    # `ray job submit` runs the job in a copy of the repository, and removes that folder with all results in it.
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not storage.is_absolute(uri):
         raise ConfigError(f"storage: {uri} would lie in the submitted job's own folder, which is removed after it; "
                           "give s3://bucket/prefix or the full path of a folder")

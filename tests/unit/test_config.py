@@ -157,6 +157,14 @@ def test_a_missing_extra_is_named_before_the_work(monkeypatch):
         options.load(["--train.mlflow", "http://x"])
 
 
+@pytest.mark.parametrize("argv", [["s3://KEY:TOPSECRET@b"], ["--train.lr=s3://KEY:TOPSECRET@b"], ["--train.epochs", "x",
+                                  "--data.root", "s3://KEY:TOPSECRET@b"], ["--data.sources", "s3://KEY:TOPSECRET@b"],
+                                  ["--train", "s3://KEY:TOPSECRET@b"], ["--x=s3://KEY:TOPSECRET@b"],
+                                  [f"--train.lr=s3://TOPSECRET:{'x' * 200}@b/{'x' * 200}"]])
+def test_no_message_repeats_credentials(argv):
+    assert "TOPSECRET" not in error_of(*argv)
+
+
 # --- paths -----------------------------------------------------------------------------------------------
 
 
