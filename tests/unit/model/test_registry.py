@@ -13,7 +13,7 @@ from fer_ray import storage
 from fer_ray.config import Config, DataConfig, to_dict
 from fer_ray.model import checkpoints, registry
 
-SCRIPT = Path(__file__).parents[2] / "scripts/pull_checkpoint.py"
+SCRIPT = Path(__file__).parents[3] / "scripts/pull_checkpoint.py"
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 
 
 def test_damaged_weights_end_a_job_within_seconds(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from fer_ray import config, values
 from fer_ray.cli import main, reference
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 KEYS = {key for key, kind in values.known_options(config.Config).items() if not values.is_section(kind)}
 
 
