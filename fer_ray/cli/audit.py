@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pandas as pd
 
@@ -61,8 +62,9 @@ def run_label_audit(config: Config) -> str:
 
 def _rank(predictions: pd.DataFrame, prepared: str) -> pd.DataFrame:
     """`labels.rank` of all images, with what is known of each; a row an image, the most doubtful first."""
-    index = prepared_set.read_index(prepared).set_index("image").loc[predictions["image"]]
-    ranked = labels.rank(predictions["expression"].tolist(), protocols.probabilities_of(predictions), index)
+    index = prepared_set.read_index(prepared).set_index("image").loc[predictions["image"]].reset_index()
+    ranked = labels.rank(predictions["expression"].tolist(), protocols.probabilities_of(predictions), index,
+                         functools.partial(prepared_set.read_crops, prepared))
     known = predictions[["image", "dataset", "subject", "expression"]].iloc[ranked["position"]]
     return known.reset_index(drop=True).join(ranked.drop(columns="position"))
 

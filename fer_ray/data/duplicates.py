@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -13,13 +15,21 @@ THUMBNAILS = ["face_thumbnail", "picture_thumbnail"]
 LOOKS = [*HASHES, *THUMBNAILS]
 THUMBNAIL_SIDE = 32  # px
 
-# Two images are near-duplicates if their faces, or their whole pictures, are: the hash differs in few of 64 bits and
-# the thumbnails correlate. Whole pictures count because in a copy the face may be found some pixels beside; but only
-# of people who are no strangers, since a studio's background makes nobody the same. Each of the three bars is needed:
-# scripts/measure_duplicates.py measures what they find and their false alarms, docs/data.md has the figures.
+# Two images are near-duplicates if the hashes of their faces differ in at most NEAR_BITS of 64 bits and the thumbnails
+# of the faces correlate by at least NEAR_CORRELATION, or if the same holds for the whole pictures. Whole pictures are
+# compared because the detector may find the face of a copy some pixels beside. They count only if the hashes of the
+# faces differ in at most STRANGER_BITS: one studio background makes different people look alike. Each of the three
+# limits is needed: scripts/measure_duplicates.py measures what they find and their false alarms, docs/data.md has the
+# figures.
 NEAR_BITS = 4
 NEAR_CORRELATION = 0.99
 STRANGER_BITS = 20
+
+# Near-duplicates are one and the same picture if their faces, as thumbnails of equal brightness and contrast, differ
+# nowhere by more than this many standard deviations. Two moments of one person differ somewhere, at the mouth or the
+# eyes, while the faces as a whole correlate. docs/data.md has the figures.
+SAME_PICTURE_DIFFERENCE = 0.6
+CROPS_READ = 512  # at once, of which only thumbnails are kept
 
 
 def clusters(rows: pd.DataFrame) -> np.ndarray:
@@ -38,7 +48,7 @@ def clusters(rows: pd.DataFrame) -> np.ndarray:
     thumbnails = [np.frombuffer(b"".join(nodes[t]), np.uint8).reshape(len(nodes), THUMBNAIL_SIDE, THUMBNAIL_SIDE)
                   for t in THUMBNAILS]
     block = max(1, 2**23 // max(1, len(hashes)))
-    edges = [np.zeros((0, 2), int)]
+    edges: list[np.ndarray] = [np.zeros((0, 2), int)]
     with Progress("prepare: near-duplicates", len(hashes)) as progress:
         for start in range(0, len(hashes), block):
             for flip in (False, True):
@@ -49,10 +59,43 @@ def clusters(rows: pd.DataFrame) -> np.ndarray:
     return connected_components(graph, directed=False)[1][node_of]
 
 
-def alike(rows: pd.DataFrame) -> np.ndarray:
+def contradictions(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> np.ndarray:
+    """Pairs of rows that show the same picture but have different expressions; positions, int [P, 2], the likest first.
+
+    Two frames of one video are none: they look alike while the expression changes.
+
+    Args:
+        rows: have the columns `image`, `expression`, `sequence`, `digest` (of the crop's pixels), `HASHES` and
+            `cluster` (of `clusters`).
+        read_crops: returns the crops of some of the rows by image, uint8 [256, 256(, 3)]. It is asked only for
+            near-duplicates that are not identical.
+    """
+    rows = rows.reset_index(drop=True)
+    pairs = [np.zeros((0, 2), int)]
+    for _, group in rows[rows.duplicated("cluster", keep=False)].groupby("cluster"):
+        expression, video = (group[column].to_numpy(object)[:, None] for column in ("expression", "sequence"))
+        one_video = (video == video.T) & group["sequence"].notna().to_numpy()
+        found = _alike(group) & (expression != expression.T) & ~one_video
+        pairs.append(group.index.to_numpy()[np.argwhere(np.triu(found))])
+    found = np.concatenate(pairs)
+    digest = rows["digest"].to_numpy(object)
+    difference = np.zeros(len(found))
+    unequal = digest[found[:, 0]] != digest[found[:, 1]]
+    thumbnails = _thumbnails(rows.loc[np.unique(found[unequal])], read_crops)
+    difference[unequal] = [_difference(thumbnails[i], thumbnails[j]) for i, j in found[unequal]]
+    order = np.argsort(difference, kind="stable")
+    return found[order][difference[order] <= SAME_PICTURE_DIFFERENCE]
+
+
+def is_same_picture(crop: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two crops, uint8 H x W or H x W x 3 RGB, show one picture, maybe mirrored, saved again or brighter."""
+    return _difference(_thumbnail(crop), _thumbnail(other)) <= SAME_PICTURE_DIFFERENCE
+
+
+def _alike(rows: pd.DataFrame) -> np.ndarray:
     """Which pairs of a few rows are near-duplicates by their `HASHES`, mirrored ones included; bool [N, N].
 
-    Within a cluster this tells the pairs that are alike themselves from those that others link.
+    Within a cluster this tells the pairs that are alike themselves from those that other rows link.
     """
     hashes = rows[HASHES].to_numpy(np.uint64)
     found = np.zeros((len(rows), len(rows)), bool)
@@ -62,22 +105,40 @@ def alike(rows: pd.DataFrame) -> np.ndarray:
     return found
 
 
-def contradictions(rows: pd.DataFrame) -> np.ndarray:
-    """Which pairs of a cluster's rows are alike but have different expressions; bool [N, N].
+def _thumbnails(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> dict:
+    """The faces of the rows by their index, uint8 [32, 32]."""
+    found = {}
+    for start in range(0, len(rows), CROPS_READ):
+        some = rows.iloc[start : start + CROPS_READ]
+        crops = read_crops(some)
+        found |= {number: _thumbnail(crops[image]) for number, image in some["image"].items()}
+    return found
 
-    Not two frames of one video: they look alike while the expression changes.
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest difference of two thumbnails, uint8 [32, 32], in standard deviations of the first.
+
+    Before, the brightness and contrast of the second are fitted to the first. The smaller of as it is and mirrored.
     """
-    expression, video = (rows[c].to_numpy(object)[:, None] for c in ("expression", "sequence"))
-    one_video = (video == video.T) & rows["sequence"].notna().to_numpy()
-    return alike(rows) & (expression != expression.T) & ~one_video
+    target = one.ravel().astype(float)
+    found = []
+    for source in (other, other[:, ::-1]):
+        terms = np.stack([source.ravel().astype(float), np.ones(source.size)], 1)
+        fitted = terms @ np.linalg.lstsq(terms, target, rcond=None)[0]
+        found.append(np.abs(fitted - target).max())
+    return float(min(found) / max(target.std(), 1.0))  # 1 grey level: an even picture has no deviation
 
 
 def looks_of(crop: np.ndarray, picture: np.ndarray) -> dict[str, int | bytes]:
     """The columns `LOOKS` of one image: its crop and its whole picture, uint8 H x W or H x W x 3 RGB."""
-    values = [perceptual_hash(i) for p in (crop, picture) for i in (p, p[:, ::-1])]
-    side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    values += [cv2.resize(_gray(p), side, interpolation=cv2.INTER_AREA).tobytes() for p in (crop, picture)]
-    return dict(zip(LOOKS, values, strict=True))
+    hashes = [perceptual_hash(i) for p in (crop, picture) for i in (p, p[:, ::-1])]
+    thumbnails = [_thumbnail(p).tobytes() for p in (crop, picture)]
+    return dict(zip(LOOKS, [*hashes, *thumbnails], strict=True))
+
+
+def _thumbnail(picture: np.ndarray) -> np.ndarray:
+    """uint8 [32, 32] of uint8 H x W or H x W x 3 RGB."""
+    return cv2.resize(_gray(picture), (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
 
 
 def perceptual_hash(crop: np.ndarray) -> int:

@@ -301,7 +301,8 @@ def _write_split(uri: str, index: pd.DataFrame, rejected: pd.DataFrame, summary:
 
 def audit(uri: str, index: pd.DataFrame) -> dict:
     """Write `leaks.parquet` and `conflicts.parquet` of a prepared set; their counts, and their entries in `files`."""
-    leaks, conflicts = splits.audit(index), splits.conflicts(index)
+    leaks = splits.audit(index)
+    conflicts = splits.conflicts(index, functools.partial(prepared_set.read_crops, uri))
     files = write_table(uri, "leaks", pa.Table.from_pandas(leaks, preserve_index=False)) | write_table(
         uri, "conflicts", pa.Table.from_pandas(conflicts, preserve_index=False))
     copies = len(index) - index["cluster"].nunique()

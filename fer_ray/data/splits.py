@@ -5,7 +5,7 @@ scikit-learn and SciPy are imported where they are used: they are slow to load a
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -119,20 +119,19 @@ def audit(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(leaks, columns=LEAK_COLUMNS)
 
 
-def conflicts(rows: pd.DataFrame) -> pd.DataFrame:
+def conflicts(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> pd.DataFrame:
     """The same picture with different expressions: one line each, the columns of `CONFLICT_COLUMNS`.
 
-    Frames of one video are left out: they look alike while the expression changes.
+    Arguments as of `duplicates.contradictions`, which says what counts as the same picture.
     """
     rows = rows.sort_values("image", kind="stable").reset_index(drop=True)
+    pairs = pd.DataFrame(duplicates.contradictions(rows, read_crops), columns=["first", "second"])
     found = []
-    for _, group in _mixed(rows, "cluster", "expression"):
-        group = group[duplicates.contradictions(group).any(1)]  # a cluster may link them through others
-        if not len(group):
-            continue
-        a, b = _examples(group, "expression")
-        key = f"{group['face_hash'].iloc[0]:016x}"
-        found.append((key, ",".join(sorted(set(group["expression"]))), len(group), a, b))
+    for _, group in pairs.groupby(rows["cluster"].to_numpy()[pairs["first"]]):
+        members = rows.loc[np.unique(group)]
+        examples = rows["image"].loc[group.iloc[0]]  # the pair that is most alike
+        key = f"{members['face_hash'].iloc[0]:016x}"
+        found.append((key, ",".join(sorted(set(members["expression"]))), len(members), *examples))
     return pd.DataFrame(found, columns=CONFLICT_COLUMNS)
 
 

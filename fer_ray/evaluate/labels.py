@@ -5,6 +5,8 @@ Confident learning: Northcutt et al., "Confident Learning: Estimating Uncertaint
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -54,18 +56,20 @@ def _confusion(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
 
 
-def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame) -> pd.DataFrame:
+def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame,
+         read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> pd.DataFrame:
     """One row an image, the most doubtful first.
 
     Args:
         expressions: N labels to judge.
         probabilities: float [N, 8], of a network that did not see the image.
-        rows: the N rows of the index, for `cluster`, `duplicates.HASHES` and `sequence`: frames of one video look
-            alike while the expression changes, so they do not contradict each other.
+        rows: the N rows of the index.
+        read_crops: returns the crops of some of the rows by image; see `duplicates.contradictions`.
 
     Returns: `position` (in the input), `suggested` (the likeliest class), `quality` (0..1, the probability of
         the label), `ambiguity` (0..1, entropy of the probabilities: how hard the image is, whatever its label),
-        `twins` (the expressions of its near-duplicates, where they differ), `reason` (why it is a suspect, else "").
+        `twins` (the expressions of the same picture elsewhere, where they differ), `reason` (why it is a suspect,
+        else "").
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -81,7 +85,7 @@ def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame) 
     else:  # there is no other class that the label could be
         doubted, quality = np.zeros(len(labels), bool), np.ones(len(labels))
     entropy = -(kept * np.log(np.clip(kept, 1e-12, 1))).sum(1) / np.log(max(2, len(present)))
-    twins = _labels_of_twins(rows.assign(expression=expressions).reset_index(drop=True))
+    twins = _labels_of_twins(rows.assign(expression=expressions).reset_index(drop=True), read_crops)
     suggested = [present[i] for i in kept.argmax(1)]
     reason = [f"duplicates say {twin}" if twin else f"looks like {guess} ({p:.2f})" if doubt else ""
               for twin, guess, p, doubt in zip(twins, suggested, kept.max(1), doubted, strict=True)]
@@ -92,10 +96,11 @@ def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame) 
     return ranked.iloc[order].reset_index(drop=True)
 
 
-def _labels_of_twins(rows: pd.DataFrame) -> list[str]:
-    """The other expressions of each row's near-duplicates, as a comma list; "" where all agree."""
-    found = [""] * len(rows)
-    for _, group in rows[rows.duplicated("cluster", keep=False)].groupby("cluster"):
-        for i, others in zip(group.index, duplicates.contradictions(group), strict=True):
-            found[i] = ",".join(sorted(set(group["expression"][others])))
-    return found
+def _labels_of_twins(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> list[str]:
+    """The other expressions of each row's picture elsewhere, as a comma list; "" where all agree."""
+    found: list[set[str]] = [set() for _ in range(len(rows))]
+    expressions = rows["expression"].tolist()
+    for first, second in duplicates.contradictions(rows, read_crops):
+        found[first].add(expressions[second])
+        found[second].add(expressions[first])
+    return [",".join(sorted(labels)) for labels in found]

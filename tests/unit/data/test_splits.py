@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fer_ray.data import duplicates, splits
+from fer_ray.data import duplicates, faces, splits
 from fer_ray.data.manifest import EXPRESSIONS, DataError
+from fer_ray.data.sample import render_face
 
 FRACTIONS = (0.8, 0.1, 0.1)
 
@@ -219,9 +220,31 @@ def test_a_face_found_elsewhere_in_a_copy_is_still_a_near_duplicate():
 def test_the_same_picture_with_two_expressions_is_a_conflict_unless_it_is_a_video():
     crop = picture(0)
     rows = gallery([crop, reencoded(crop), picture(1)], ["train"] * 3).assign(expression=["fear", "sadness", "fear"])
-    found = splits.conflicts(rows)
+    crops = dict(zip(rows.image, [crop, reencoded(crop), picture(1)], strict=True))
+    found = splits.conflicts(rows, lambda some: {image: crops[image] for image in some.image})
     assert list(found.expressions) == ["fear,sadness"] and found.images[0] == 2
-    assert splits.conflicts(rows.assign(sequence="S1/1")).empty
+    assert (found.example_a[0], found.example_b[0]) == ("0000.png", "0001.png")
+    assert splits.conflicts(rows.assign(sequence="S1/1"), crops.get).empty
+
+
+@pytest.mark.parametrize("first", ["anger", "contempt", "sadness"])
+def test_two_moments_of_one_person_are_no_conflict(first):
+    """The faces correlate by more than 0.99, but the mouth is another one."""
+    drawn = [render_face(np.random.default_rng(8), expression, intensity, np.random.default_rng(2), (320, 320), 110)
+             for expression, intensity in (("neutral", 0), (first, 0.5))]
+    crops = [faces.cut(picture, (70, 60, 180, 180), 0.2) for picture in drawn]
+    rows = gallery(crops, ["train"] * 2).assign(expression=["neutral", first], cluster=0, digest=["a", "b"])
+    rows[duplicates.HASHES] = rows[duplicates.HASHES].iloc[[0, 0]].to_numpy(np.uint64)  # as alike as hashes can say
+    assert splits.conflicts(rows, lambda some: dict(zip(rows.image, crops, strict=True))).empty
+    copies = [crops[0], reencoded(np.ascontiguousarray(crops[0][:, ::-1]))]
+    assert len(splits.conflicts(rows, lambda some: dict(zip(rows.image, copies, strict=True)))) == 1
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_kind_of_copy_is_the_same_picture(change):
+    crop = picture(3)
+    assert duplicates.is_same_picture(crop, CHANGES[change](crop))
+    assert not duplicates.is_same_picture(crop, picture(4))
 
 
 def test_near_duplicates_inside_one_split_are_no_leak():

@@ -24,12 +24,19 @@ def noisy(n=400, flipped=40, seed=0):
 def index_of(n):
     """Index rows of pictures that are no duplicates of each other."""
     hashes = np.random.default_rng(0).integers(0, 2**63, (n, len(HASHES))).astype(np.uint64)
-    return pd.DataFrame(hashes, columns=HASHES).assign(cluster=range(n), sequence=None)
+    return pd.DataFrame(hashes, columns=HASHES).assign(
+        cluster=range(n), sequence=None, digest=range(n), image=[f"{i}.png" for i in range(n)])
+
+
+def no_crops(rows):
+    """Of rows that are identical or not alike, no crop is looked at."""
+    assert rows.empty
+    return {}
 
 
 def test_planted_label_noise_is_found():
     given, probabilities, bad = noisy()
-    ranked = labels.rank(given, probabilities, index_of(len(given)))
+    ranked = labels.rank(given, probabilities, index_of(len(given)), no_crops)
     found = set(ranked["position"][ranked["reason"] != ""])
     assert len(found & bad) >= 0.8 * len(bad) and len(found & bad) >= 0.6 * len(found)
     assert sorted(ranked["position"]) == list(range(len(given)))
@@ -39,17 +46,17 @@ def test_duplicates_that_disagree_come_first_but_not_the_frames_of_one_video():
     given, probabilities, _ = noisy(flipped=0)
     rows = index_of(len(given))
     for first, second in ((0, 10), (20, 21)):  # copies
-        rows.loc[second, [*HASHES, "cluster"]] = rows.loc[first, [*HASHES, "cluster"]]
+        rows.loc[second, [*HASHES, "cluster", "digest"]] = rows.loc[first, [*HASHES, "cluster", "digest"]]
     rows.loc[[20, 21], "sequence"] = "v"
     rows.loc[30, "cluster"] = 0  # linked by a third picture, not alike itself
     given[0], given[10], given[20], given[21], given[30] = "fear", "anger", "neutral", "surprise", "disgust"
-    ranked = labels.rank(given, probabilities, rows)
+    ranked = labels.rank(given, probabilities, rows, no_crops)
     assert set(ranked["position"][:2]) == {0, 10}
     assert ranked["reason"][:2].str.startswith("duplicates say").all() and (ranked["twins"] != "").sum() == 2
 
 
 def test_labels_of_one_class_alone_are_not_doubted():
-    ranked = labels.rank(["fear"] * 5, np.full((5, 8), 1 / 8), index_of(5))
+    ranked = labels.rank(["fear"] * 5, np.full((5, 8), 1 / 8), index_of(5), no_crops)
     assert (ranked["reason"] == "").all()
 
 
