@@ -49,9 +49,16 @@ SETTINGS = {
 # kernel and takes it again, zeroed page by page: on two CPU cores a third of the step (scripts/bench_train.py). So
 # workers keep what they have, in one arena, since the arenas of threads cannot hold such blocks.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
-# A Ray of this job's own listens on the loopback interface only, as Ray itself does on Windows and macOS: the variable
-# says that no other machine joins. PyTorch's workers talk to each other by libraries with settings of their own.
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+# Further ones for a Ray of this job's own.
+LOCAL = {
+    # It listens on the loopback interface only, as Ray itself does on Windows and macOS: the first variable says that no
+    # other machine joins. PyTorch's workers talk to each other by libraries with settings of their own.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    # By default torch.compile keeps what it has compiled in the temporary folder, which here ends with the job.
+    "TORCHINDUCTOR_CACHE_DIR": str(Path.home() / ".cache" / "torchinductor"),
+}
 CONNECT_TIMEOUT_S = 10.0
 
 
@@ -65,7 +72,7 @@ def connect(**options) -> None:
     Raises: ConnectionFailedError; ConfigError if the cluster has no CPU for tasks and none will come.
     """
     address = os.environ.get("RAY_ADDRESS") or "local"
-    settings = SETTINGS | HEAP | (LOOPBACK if address == "local" else {})
+    settings = SETTINGS | HEAP | (LOCAL if address == "local" else {})
     # the workers' PYTHONPATH is the project alone; any other variable is the user's to set
     settings = {key: value if key == "PYTHONPATH" else os.environ.get(key, value) for key, value in settings.items()}
     os.environ.update({key: value for key, value in settings.items() if key not in HEAP and key != "PYTHONPATH"})

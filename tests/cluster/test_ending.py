@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,14 +18,14 @@ from fer_ray.data.sources import read_manifest
 from fer_ray.train import tracking
 
 GOES_ON = "; the same command goes on where it was"
-# what is killed, or the signal to the job; exit code; how the last line begins
-ENDINGS = {
-    "gcs": ("gcs_server", 1, "error: Ray has died: its control store (GCS)"),
-    "raylet": ("raylet/raylet", 1, "error: Ray has died: its scheduler on this machine (raylet)"),
-    "controller": ("ray::TrainController", 1, "error: Ray: The actor died"),
-    "Ctrl-C": (signal.SIGINT, 130, "interrupted"),
-    "SIGTERM": (signal.SIGTERM, 143, "terminated"),
-}
+WAITING = """
+from fer_ray.cli import connection
+connection.connect(num_cpus=1)
+import ray, time
+task = ray.remote(time.sleep).remote(100)
+print("ready", flush=True)
+ray.get(task)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,17 @@ def temporary():
     shutil.rmtree(folder)
 
 
-def start(storage: Path, temporary: Path) -> subprocess.Popen:
-    """A training with two workers that would last for hours."""
+def start(arguments: list[str], temporary: Path) -> subprocess.Popen:
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=environment() | {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"})
+
+
+def long_training(storage: Path) -> list[str]:
+    """The command of a training with two workers that would last for hours."""
     options = ["--storage", str(storage), "--prepared", "set", "--name", "long", "--train.backbone", "timm:test_resnet",
                "--train.weights", "none", "--train.num_workers", "2", "--train.batch_size", "8", "--train.epochs",
                "9999", "--train.patience", "9999"]
-    return subprocess.Popen(command("train", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=environment() | {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"})
+    return command("train", *options)
 
 
 def descendants(pid: int) -> list[int]:
@@ -68,25 +73,42 @@ def name_of(pid: int) -> str:
         return ""
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_the_last_line_says_what_ended_the_job(ending, storage, temporary):
-    target, code, words = ENDINGS[ending]
+def kill(name: str, job: subprocess.Popen) -> None:
+    """Kill the process of this name that the job has started."""
+    (pid,) = [pid for pid in descendants(job.pid) if name in name_of(pid)]
+    os.kill(pid, signal.SIGKILL)
+
+
+def assert_ends(job: subprocess.Popen, code: int, words: str) -> str:
+    """The job ends soon, with this exit code and one line that begins and ends as it should; its output."""
+    output, errors = job.communicate(timeout=25)
+    assert job.returncode == code, errors
+    assert errors.startswith(words) and errors.endswith(f"{GOES_ON}\n") and len(errors.splitlines()) == 1, errors
+    return output
+
+
+@pytest.mark.parametrize(("process", "words"), [("gcs_server", "its control store (GCS)"),
+                                                ("raylet/raylet", "its scheduler on this machine (raylet)")])
+def test_a_ray_that_died_ends_the_job(process, words, temporary):
+    job = start([sys.executable, "-c", WAITING], temporary)
+    assert job.stdout and job.stdout.readline() == "ready\n"
+    kill(process, job)
+    assert_ends(job, 1, f"error: Ray has died: {words}")
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize(("ending", "code", "words"), [("ray::TrainController", 1, "error: Ray: The actor died"),
+                                                       (signal.SIGINT, 130, "interrupted"),
+                                                       (signal.SIGTERM, 143, "terminated")])
+def test_a_training_with_two_workers_that_is_ended_says_by_what_and_goes_on(ending, code, words, storage, temporary):
     run = str(storage / "runs/long")
     before = len(tracking.read(run))
-    job = start(storage, temporary)
+    job = start(long_training(storage), temporary)
     deadline = time.time() + 100
     while len(tracking.read(run)) <= before:
         assert time.time() < deadline and job.poll() is None, job.communicate()[1]
         time.sleep(0.05)
-    if isinstance(target, signal.Signals):
-        job.send_signal(target)
-    else:
-        (pid,) = [pid for pid in descendants(job.pid) if target in name_of(pid)]
-        os.kill(pid, signal.SIGKILL)
-    killed_at = time.time()
-    output, errors = job.communicate(timeout=60)
-    assert job.returncode == code and time.time() - killed_at < 20, errors
-    assert errors.startswith(words) and errors.endswith(f"{GOES_ON}\n") and len(errors.splitlines()) == 1, errors
-    if before:
-        assert f"resuming after epoch {before}" in output
+    job.send_signal(ending) if isinstance(ending, signal.Signals) else kill(ending, job)
+    output = assert_ends(job, code, words)
+    assert not before or f"resuming after epoch {before}" in output
     assert not list(temporary.iterdir())
