@@ -51,13 +51,13 @@ SETTINGS = {
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
 # Further ones for a Ray of this job's own.
 LOCAL = {
-    # It listens on the loopback interface only, as Ray itself does on Windows and macOS: the first variable says that no
-    # other machine joins. PyTorch's workers talk to each other by libraries with settings of their own.
+    # It listens on the loopback interface only, as Ray itself does on Windows and macOS: the first variable says that
+    # no other machine joins. PyTorch's workers talk to each other by libraries with settings of their own.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
     # By default torch.compile keeps what it has compiled in the temporary folder, which here ends with the job.
-    "TORCHINDUCTOR_CACHE_DIR": str(Path.home() / ".cache" / "torchinductor"),
+    "TORCHINDUCTOR_CACHE_DIR": os.path.expanduser("~/.cache/torchinductor"),
 }
 CONNECT_TIMEOUT_S = 10.0
 
