@@ -2,11 +2,11 @@
 
 import contextlib
 import resource
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 @contextlib.contextmanager
-def full_disk(num_bytes: int) -> Iterator[None]:
+def full_disk(num_bytes: int) -> Generator[None]:
     """The kernel refuses to let a file of this process grow beyond so many bytes; root is no exception.
 
     Only around what is tested: pytest's own output may be a file that is longer.

@@ -204,7 +204,8 @@ def test_all_files_of_a_checkpoint_can_be_read_by_the_same_people(tmp_path):
 
 
 def test_a_save_to_a_full_disk_is_one_line_and_leaves_no_temporary_folder(tmp_path):
-    with full_disk(100_000), pytest.raises(storage.StorageError, match=f"^{tmp_path}/c: the checkpoint cannot be written .*$"):
+    refused = f"^{tmp_path}/c: the checkpoint cannot be written .*$"
+    with full_disk(100_000), pytest.raises(storage.StorageError, match=refused):
         save(tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
