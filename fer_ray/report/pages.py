@@ -92,13 +92,13 @@ def render_prepared(name: str, summary: dict, index: pd.DataFrame, leaks: list[d
         summary: prepared.json.
         index: the rows of its index.
         leaks: rows of `leaks.parquet` to list.
-        same_pixels: how many of the groups of alike pictures with different expressions have equal pixels.
+        same_pixels: how many of the pictures with different expressions have equal pixels.
         pictures: by their names in the template, each inside the page as `figures.data_uri` makes it, or None.
     """
     return _page("prepare.html.j2", is_drawn(summary["counts"]["read"]), name=name, p=summary, images=len(index),
                  subjects=index["subject"].nunique(), found=int(index["face_found"].sum()), leaks=leaks,
-                 leaking=is_leaking(summary), same_pixels=same_pixels, near_correlation=duplicates.NEAR_CORRELATION,
-                 pictures=pictures, config=_flatten(summary["config"]))
+                 leaking=is_leaking(summary), same_pixels=same_pixels,
+                 same_difference=duplicates.SAME_PICTURE_DIFFERENCE, pictures=pictures, config=_flatten(summary["config"]))
 
 
 def render_protocol(summary: dict) -> str:
