@@ -98,7 +98,8 @@ def render_prepared(name: str, summary: dict, index: pd.DataFrame, leaks: list[d
     return _page("prepare.html.j2", is_drawn(summary["counts"]["read"]), name=name, p=summary, images=len(index),
                  subjects=index["subject"].nunique(), found=int(index["face_found"].sum()), leaks=leaks,
                  leaking=is_leaking(summary), same_pixels=same_pixels,
-                 same_difference=duplicates.SAME_PICTURE_DIFFERENCE, pictures=pictures, config=_flatten(summary["config"]))
+                 same_difference=duplicates.SAME_PICTURE_DIFFERENCE, pictures=pictures,
+                 config=_flatten(summary["config"]))
 
 
 def render_protocol(summary: dict) -> str:
