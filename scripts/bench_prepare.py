@@ -88,7 +88,7 @@ def prepare_with_ray(data: manifest.Manifest, out: str) -> tuple[float, str]:
 
 def prepare_on_one_core(data: manifest.Manifest, out: str) -> float:
     """Images a second of the function that Ray's tasks run, in this process."""
-    images = data.rows.slice(0, ONE_CORE_IMAGES).to_pylist()
+    images = data.rows.slice(0, ONE_CORE_IMAGES).select(["image", "face", "cropped"]).to_pylist()
     start = time.perf_counter()
     prepare.crop_parts({"part": [0], "images": [images]}, f"{out}/alone", FacesConfig())
     seconds = time.perf_counter() - start
@@ -98,7 +98,7 @@ def prepare_on_one_core(data: manifest.Manifest, out: str) -> float:
 
 def prepare_in_pool(data: manifest.Manifest, out: str) -> float:
     """Images a second of the same function in a bare pool of processes."""
-    images, size = data.rows.to_pylist(), prepared_set.PART_ROWS
+    images, size = data.rows.select(["image", "face", "cropped"]).to_pylist(), prepared_set.PART_ROWS
     parts = [{"part": [part], "images": [images[part * size : (part + 1) * size]]}
              for part in range(len(images) // size)]
     pool = multiprocessing.get_context("fork").Pool(CORES)

@@ -46,11 +46,15 @@ def write_subset(prepared: str, folder: str, images: int) -> str:
 def write_with_index(prepared: str, folder: str, index) -> str:
     """Write a prepared set with these index rows of another; its images are hard links to the other's."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from fer_ray import storage
+    from fer_ray.data import prepared_set
 
     shutil.copytree(prepared, folder, copy_function=_link_or_copy)
-    os.remove(f"{folder}/index.parquet")
-    pq.write_table(pa.Table.from_pandas(index, preserve_index=False), f"{folder}/index.parquet")
+    summary = prepared_set.read_summary(folder)
+    # files of storage are replaced and not written into, so that the other set's stay as they are
+    summary["files"] |= prepared_set.write_table(folder, "index", pa.Table.from_pandas(index, preserve_index=False))
+    storage.write_json(f"{folder}/prepared.json", summary)
     return folder
 
 
