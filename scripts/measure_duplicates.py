@@ -1,8 +1,9 @@
 """What the search for near-duplicates finds: `python scripts/measure_duplicates.py --root FOLDER [--images N]`.
 
 Takes photographs, makes a copy of each in several ways, finds and crops all faces, and counts how many copies
-`duplicates.clusters` puts into one cluster with their original. It also counts the pairs of originals in one cluster:
-false alarms, unless the folder itself holds copies. The last line is JSON.
+`duplicates.clusters` puts into one cluster with their original, and how many `duplicates.is_same_picture` recognises.
+It also counts the pairs of originals in one cluster: false alarms, unless the folder itself holds copies. The last line
+is JSON.
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ def features(picture: np.ndarray, finder) -> dict | None:
     return None if box is None else duplicates.looks_of(faces.cut(picture, box, 0.2), picture)
 
 
+def have_same_picture(one: dict, other: dict) -> bool:
+    """Whether the features are those of one picture; a thumbnail serves as well as the crop that it was made of."""
+    first, second = (np.frombuffer(found["face_thumbnail"], np.uint8).reshape(2 * [duplicates.THUMBNAIL_SIDE])
+                     for found in (one, other))
+    return duplicates.is_same_picture(first, second)
+
+
 def read_faces(root: Path, finder) -> tuple[list[dict], list[np.ndarray]]:
     """Features and pixels of every picture below `root` in which a face is found."""
     found, pictures = [], []
@@ -70,7 +78,7 @@ def main() -> None:
     sizes = np.bincount(duplicates.clusters(pd.DataFrame(originals)))
     linked_pairs, pairs = int((sizes * (sizes - 1) // 2).sum()), len(originals) * (len(originals) - 1) // 2
     print(f"{len(originals)} photographs, {pairs} pairs, {linked_pairs} of them linked")
-    found_share = {}
+    found_share, same_share = {}, {}
     copied = range(0, len(originals), max(1, len(originals) // options.images))
     for name, change in COPIES.items():
         copies = [(original, features(change(pictures[original]), finder)) for original in copied]
@@ -78,10 +86,12 @@ def main() -> None:
         cluster = duplicates.clusters(pd.DataFrame([*originals, *(copy for _, copy in with_face)]))
         hits = sum(cluster[original] == cluster[len(originals) + number]
                    for number, (original, _) in enumerate(with_face))
-        found_share[name] = round(hits / len(with_face), 3)
-        print(f"{name:28} {hits} of {len(with_face)} copies found ({hits / len(with_face):.1%}); "
+        same = sum(have_same_picture(originals[original], copy) for original, copy in with_face)
+        found_share[name], same_share[name] = round(hits / len(with_face), 3), round(same / len(with_face), 3)
+        print(f"{name:28} {hits} of {len(with_face)} copies found ({hits / len(with_face):.1%}), {same} are the same "
+              f"picture ({same / len(with_face):.1%}); "
               f"{len(copies) - len(with_face)} without a face", flush=True)
-    print(json.dumps({"pairs": pairs, "linked_pairs": linked_pairs, "found": found_share}))
+    print(json.dumps({"pairs": pairs, "linked_pairs": linked_pairs, "found": found_share, "same": same_share}))
 
 
 if __name__ == "__main__":

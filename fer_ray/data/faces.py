@@ -1,10 +1,12 @@
-"""Find the face in one image and cut it out."""
+"""Find the face in one image and cut it out. Boxes are x, y, width, height in px, with the origin at the top left."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import cv2.data
 import numpy as np
 
 from fer_ray.config import FacesConfig
@@ -12,15 +14,15 @@ from fer_ray.errors import UserError
 
 CROP_SIDE = 256
 COARSE_SIDE = 112  # px; a face of at least a fifth of the picture is still above the cascade's 24 px
-COARSE_SCALE, COARSE_NEIGHBORS = 1.15, 2  # generous: what it finds wrongly, the fine search does not confirm
-SMALLEST_SIDE = 96  # px; a face that fills a smaller image is below the cascade's 24 px with its margin
-
+# Lenient, so that no face is missed: the fine search discards what the coarse one finds wrongly.
+COARSE_SCALE, COARSE_NEIGHBORS = 1.15, 2
+SMALLEST_SIDE = 96  # px; smaller images are enlarged, or their faces would be below the cascade's 24 px
 
 Box = tuple[int, int, int, int]
 
 
 class DetectorError(UserError):
-    """The face detector cannot be had; the message names its file."""
+    """The face detector cannot be loaded; the message names its model file."""
 
 
 def grow_box(box: Box, enlarge: float) -> tuple[int, int, int]:
@@ -36,9 +38,9 @@ def shift_inside(square: tuple[int, int, int], width: int, height: int) -> tuple
     Where it is larger than the image, it hangs over on both sides alike.
     """
     x, y, side = square
-    place = [max(0, min(first, length - side)) if side <= length else (length - side) // 2
-             for first, length in ((x, width), (y, height))]
-    return place[0], place[1], side
+    left, top = (max(0, min(first, length - side)) if side <= length else (length - side) // 2
+                 for first, length in ((x, width), (y, height)))
+    return left, top, side
 
 
 def to_gray(image: np.ndarray) -> np.ndarray:
@@ -76,7 +78,7 @@ class HaarFinder:
         gray = to_gray(image)
         picture, scale = _reduce(gray, self.config.detect_side)
         box = self._near_coarse(picture) or self._search(picture)
-        return None if box is None else tuple(round(v / scale) for v in box)
+        return None if box is None else _scaled(box, scale)
 
     def _near_coarse(self, picture: np.ndarray) -> Box | None:
         if max(picture.shape) < 1.5 * COARSE_SIDE:
@@ -115,7 +117,7 @@ class YunetFinder:
         picture, scale = _reduce(rgb, self.config.detect_side)
         self.detector.setInputSize(picture.shape[1::-1])
         found = self.detector.detect(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-        return None if found is None else tuple(round(v / scale) for v in _largest(found[:, :4]))
+        return None if found is None else _scaled(_largest(found[:, :4]), scale)
 
 
 def finder(config: FacesConfig) -> HaarFinder | YunetFinder:
@@ -133,5 +135,13 @@ def _reduce(picture: np.ndarray, side: int) -> tuple[np.ndarray, float]:
     return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=how), scale
 
 
-def _largest(boxes: np.ndarray) -> Box:
-    return tuple(max(boxes.tolist(), key=lambda b: (b[2] * b[3], -b[0], -b[1])))
+def _scaled(box: Sequence[float], scale: float) -> Box:
+    """A box found in a copy reduced by `scale`, in pixels of the original."""
+    x, y, w, h = (round(value / scale) for value in box)
+    return x, y, w, h
+
+
+def _largest(boxes) -> Box:
+    """The largest of int or float [N, 4] boxes; among equals the leftmost, then the topmost."""
+    x, y, w, h = max(np.asarray(boxes).tolist(), key=lambda box: (box[2] * box[3], -box[0], -box[1]))
+    return x, y, w, h

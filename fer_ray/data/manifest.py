@@ -39,7 +39,7 @@ UNREADABLE = "cannot be read: Permission denied"  # as pixels.ImageError has it
 
 
 class DataError(UserError):
-    """The data cannot be used as given; the message names file, value and what would be right."""
+    """The data cannot be used as it is; the message names the file, the value and what would be right."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
@@ -51,7 +51,7 @@ def is_drawn(datasets: Iterable[str]) -> bool:
 
 
 def printable(text: str) -> str:
-    """`text` with what a terminal would obey and UTF-8 refuse (control characters, bytes that are no text) escaped."""
+    """`text` with control characters, which a terminal would obey, and bytes that are no UTF-8 as escape sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

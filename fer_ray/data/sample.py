@@ -1,4 +1,4 @@
-"""Renders a small synthetic CK+ and JAFFE in their true layouts, since licences forbid shipping the real ones.
+"""Draws a small synthetic CK+ and JAFFE in their true layouts, since licences forbid shipping the real ones.
 
 Identity is the shape of the face, skin, hair, lighting and pose; expression is a set of facial action units (Ekman,
 Friesen, "Facial Action Coding System", 1978) whose intensity grows along a sequence.
@@ -45,12 +45,13 @@ UNITS = {
 def write_sample(root: Path, subjects: int, seed: int) -> None:
     """Write `root`/CK+ with `subjects` people and `root`/jaffe with a sixth as many others (3 to 10).
 
-    Deterministic. A finished one with the same arguments is a no-op. Raises: manifest.DataError if `root` holds
-    anything that this function did not write.
+    The same arguments always give the same bytes. If the folder already holds their result, nothing is done.
+
+    Raises: manifest.DataError if `root` holds anything that this function did not write.
     """
     root, wanted = Path(root), {"version": VERSION, "subjects": subjects, "seed": seed}
     done, begun = root / listing.DRAWN_MARKER, root / "sample.part"
-    if done.is_file() and json.loads(done.read_text()) == wanted:
+    if listing.is_drawn_sample(root) and json.loads(done.read_text()) == wanted:
         return
     if root.is_dir() and any(root.iterdir()) and not done.is_file() and not begun.is_file():
         raise manifest.DataError(f"{root}: holds files that are no rendered sample; give an empty folder")
@@ -80,11 +81,17 @@ def write_sample(root: Path, subjects: int, seed: int) -> None:
 
 def render_face(person: np.random.Generator, expression: str, intensity: float, noise: np.random.Generator,
                 size: tuple[int, int], half_width: float) -> np.ndarray:
-    """A grey face, uint8 [height, width] for `size` = (width, height).
+    """Draw a grey face; uint8 [height, width].
+
+    Lengths of the face are in units of half its width, from its centre, y down.
 
     Args:
         person: generator freshly seeded by the identity: the same seed draws the same person.
-        intensity: 0 (neutral) to 1 (apex). noise: what differs between two pictures of one person.
+        expression: one of `UNITS`.
+        intensity: 0 (neutral) to 1 (apex).
+        noise: generator of what differs between two pictures of one person.
+        size: width and height of the picture in px.
+        half_width: half the width of the face in px.
     """
     u, width, height = person.uniform, *size
     skin, hair, ground = u(135, 215), u(12, 75), u(60, 150)
@@ -95,7 +102,8 @@ def render_face(person: np.random.Generator, expression: str, intensity: float, 
     glasses, beard = person.random() < 0.1, person.random() < 0.15
     habits = {k: u(0.8, 1.2) for k in ("brow_in", "brow_out", "eye", "curve", "open", "width")}
     rest_curve, rest_brow = u(-0.02, 0.02), u(-0.02, 0.02)
-    a = {k: v * intensity * habits.get(k, 1.0) for k, v in UNITS[expression].items()}
+    # Strength of each action unit in this picture: people smile more or less widely.
+    a = {unit: full * intensity * habits.get(unit, 1.0) for unit, full in UNITS[expression].items()}
     side = 1 if person.random() < 0.5 else -1
 
     image = np.full((height, width), ground, np.float32)
@@ -215,7 +223,7 @@ def render_face(person: np.random.Generator, expression: str, intensity: float, 
     image = cv2.GaussianBlur(image, (0, 0), 0.008 * half_width + 0.3)
     ramp = (np.arange(width, dtype=np.float32) - centre[0]) / half_width
     image *= 1 + light * np.clip(ramp, -1.5, 1.5) * 0.5
-    image *= noise.uniform(0.93, 1.07)
+    image *= np.float32(noise.uniform(0.93, 1.07))
     image += noise.normal(0, 3.0, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8)
 

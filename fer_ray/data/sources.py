@@ -129,6 +129,7 @@ def _is_drawn(folder: Path) -> bool:
 
 
 def _recognised(source: SourceConfig, root: Path, data: DataConfig) -> list[SourceConfig]:
+    """The source itself if it names its layout; else those that are drawn for it, or recognised in its folder."""
     folder = Path(os.path.normpath(root / source.root))
     if source.kind == "sample":
         from fer_ray.data import sample
@@ -141,8 +142,8 @@ def _recognised(source: SourceConfig, root: Path, data: DataConfig) -> list[Sour
         return [SourceConfig(source.kind, str(folder), source.name)]
     seen = [(folder, kind, what) for kind, what in recognise(folder, data)]
     if not seen:  # several data sets side by side
-        seen = [(f, kind, what) for f in listing.folders(folder) if listing.stays_inside(f, folder)
-                for kind, what in recognise(f, data)]
+        seen = [(inner, kind, what) for inner in listing.folders(folder) if listing.stays_inside(inner, folder)
+                for kind, what in recognise(inner, data)]
     if not seen:
         known = "; ".join(f"{kind}: {_adapter(kind).LOOKS}" for kind in (*PARTICULAR, *GENERAL))
         raise DataError(f"data.root: {folder} holds no layout that is known ({known}); name it by data.kind")

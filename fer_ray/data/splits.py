@@ -19,10 +19,11 @@ LEAK_KINDS = ("subject", "sequence", "identical", "near_duplicate")
 LEAK_COLUMNS = ["kind", "key", "splits", "images", "example_a", "example_b"]
 CONFLICT_COLUMNS = ["key", "expressions", "images", "example_a", "example_b"]
 
-# A class that this many groups show can be in all three splits, so training must see it.
+# A class that so many groups have can be in all three splits, so one of them must be in train.
 MIN_GROUPS_FOR_TRAIN = 3
 
-# Enough to show how alike two pictures are; a class of 70 frames in two splits needs not all its pairs.
+# Of each side, when the two most alike images are looked for: a subject with thousands of images would have millions of
+# pairs, and the first few hundred show as well how alike they are.
 EXAMPLES_SEARCHED = 500
 
 
@@ -41,12 +42,13 @@ def assign(
             near-duplicates. `sequence`: a video; a still is one of its own. `image`: nothing. `official`: the data
             set's own split (column `official`); val is cut from train, and val serves as test, where one lacks.
             `test`: every image is a test image.
-        fractions: shares of train, val and test.
+        fractions: parts of all rows that train, val and test should have.
+        seed: of the random choice of groups.
 
     Returns: str [N] in the order of `rows`.
 
     Raises:
-        DataError: rows without an official split, or fewer than three groups to share out.
+        DataError: rows without an official split, or fewer than three groups.
         ValueError: an unknown `by`, or fractions that are not positive or do not add up to 1.
     """
     _check_fractions(fractions)
@@ -56,8 +58,8 @@ def assign(
         return _official(rows, fractions, seed)
     ordered, labels, groups, order = _prepared(rows, by, len(SPLITS))
     num_groups = groups.max() + 1
-    folds = _folds(labels, groups, num_folds=min(_num_folds(fractions), num_groups), seed=seed)
-    split = _train_sees_every_class(_share_out(folds, labels, fractions), labels, groups)
+    fold_of = _folds(labels, groups, num_folds=min(_num_folds(fractions), num_groups), seed=seed)
+    split = _train_sees_every_class(_folds_to_splits(fold_of, labels, fractions), labels, groups)
     result = np.empty(len(rows), dtype="<U5")
     result[order] = np.array(SPLITS)[split]
     return result
@@ -88,11 +90,11 @@ def remarks(rows: pd.DataFrame, by: str) -> list[str]:
         found.append(f"{unknown} of {len(rows)} images do not say who they show. They are grouped by near-duplicate "
                      "pictures only, so one person may stand in several splits.")
     if by == "official":
-        given = set(rows["official"].dropna())
-        if "test" not in given:
+        official = set(rows["official"].dropna())
+        if "test" not in official:
             found.append("The data set has no official test split: its validation split is the test split, and val is "
                          "a part of train.")
-        elif "val" not in given:
+        elif "val" not in official:
             found.append("The data set has no official validation split: val is a part of train.")
     return found
 
@@ -141,7 +143,7 @@ def summarize(leaks: pd.DataFrame) -> dict[str, int]:
     return {kind: int(counts.get(kind, 0)) for kind in LEAK_KINDS}
 
 
-# --- sharing out ---------------------------------------------------------------------------------------
+# --- groups to splits ---------------------------------------------------------------------------------------
 
 
 def _check_fractions(fractions: tuple[float, float, float]) -> None:
@@ -169,21 +171,21 @@ def _prepared(rows: pd.DataFrame, by: str, needed: int) -> tuple[pd.DataFrame, n
 
 def _official(rows: pd.DataFrame, fractions: tuple[float, float, float], seed: int) -> np.ndarray:
     """The data set's own split, completed."""
-    given = rows["official"].to_numpy(dtype=object, copy=True)
+    split = rows["official"].to_numpy(dtype=object, copy=True)
     lacking = rows["official"].isna().to_numpy()
     if lacking.any():
         raise DataError(f"split by official: {lacking.sum()} of {len(rows)} images come without a split of their data "
                         f"set (first: {rows['image'].iloc[lacking.argmax()]}); use split.by subject")
-    if not (given == "test").any():
-        given[given == "val"] = "test"
-    if not (given == "val").any():
-        train = given == "train"
+    if not (split == "test").any():
+        split[split == "val"] = "test"
+    if not (split == "val").any():
+        train = split == "train"
         num_folds = max(2, round((fractions[0] + fractions[1]) / fractions[1]))
-        given[train] = np.where(folds(rows[train], "subject", num_folds, seed) == 0, "val", "train")
-    missing = [s for s in SPLITS if not (given == s).any()]
+        split[train] = np.where(folds(rows[train], "subject", num_folds, seed) == 0, "val", "train")
+    missing = [name for name in SPLITS if not (split == name).any()]
     if missing:
         raise DataError(f"split by official: the data set's own split has no {', '.join(missing)}")
-    return given.astype("<U5")
+    return split.astype("<U5")
 
 
 def _group_names(rows: pd.DataFrame, by: str) -> np.ndarray:
@@ -227,12 +229,12 @@ def _stratified_group_folds(labels: np.ndarray, groups: np.ndarray, num_folds: i
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    folds = np.empty(len(labels), dtype=int)
+    fold_of = np.empty(len(labels), dtype=int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class rarer than the number of folds is expected
         for fold, (_, members) in enumerate(splitter.split(labels, labels, groups)):
-            folds[members] = fold
-    return folds
+            fold_of[members] = fold
+    return fold_of
 
 
 def _dealt_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
@@ -248,7 +250,7 @@ def _dealt_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int, seed: i
     return fold_of_group[groups]
 
 
-def _share_out(folds: np.ndarray, labels: np.ndarray, fractions: tuple[float, float, float]) -> np.ndarray:
+def _folds_to_splits(folds: np.ndarray, labels: np.ndarray, fractions: tuple[float, float, float]) -> np.ndarray:
     """Index into `SPLITS` for every row: neighbouring folds make test and val, the others train.
 
     Of all rotations of the folds, the one is taken that leaves the fewest classes out of a split (train
@@ -257,19 +259,19 @@ def _share_out(folds: np.ndarray, labels: np.ndarray, fractions: tuple[float, fl
     num_folds, num_classes = folds.max() + 1, labels.max() + 1
     num_test = int(np.clip(round(fractions[2] * num_folds), 1, num_folds - 2))
     num_val = int(np.clip(round(fractions[1] * num_folds), 1, num_folds - 1 - num_test))
-    place = np.zeros(num_folds, dtype=int)
-    place[:num_test], place[num_test : num_test + num_val] = 2, 1
+    split_of_fold = np.zeros(num_folds, dtype=int)
+    split_of_fold[:num_test], split_of_fold[num_test : num_test + num_val] = 2, 1
 
     counts = np.zeros((num_folds, num_classes), dtype=int)
     np.add.at(counts, (folds, labels), 1)
 
     def cost(rotation: int) -> tuple[int, int, int, float]:
-        rotated = np.roll(place, rotation)
+        rotated = np.roll(split_of_fold, rotation)
         table = np.stack([counts[rotated == split].sum(axis=0) for split in range(len(SPLITS))])
         train, val, test = (table == 0).sum(axis=1)
         return train, test, val, np.abs(table.sum(axis=1) / len(folds) - fractions).sum()
 
-    return np.roll(place, min(range(num_folds), key=cost))[folds]
+    return np.roll(split_of_fold, min(range(num_folds), key=cost))[folds]
 
 
 def _train_sees_every_class(split: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -281,9 +283,9 @@ def _train_sees_every_class(split: np.ndarray, labels: np.ndarray, groups: np.nd
         if len(holders) < MIN_GROUPS_FOR_TRAIN or (split[labels == label] == 0).any():
             continue
         split_of = {group: split[groups == group][0] for group in holders}
-        # The split it leaves must keep a group that shows the class; of three holders two share a split.
-        shares = np.bincount(list(split_of.values()), minlength=len(SPLITS))
-        movable = [group for group in holders if shares[split_of[group]] > 1]
+        # The split it leaves must keep a group with the class. Of three holders outside train, two are in one split.
+        num_holders = np.bincount(list(split_of.values()), minlength=len(SPLITS))
+        movable = [group for group in holders if num_holders[split_of[group]] > 1]
         split[groups == min(movable, key=lambda group: sizes[group])] = 0
     return split
 
@@ -296,7 +298,7 @@ def _in_order(splits: pd.Series) -> str:
 
 
 def _mixed(rows: pd.DataFrame, column: str, differ: str) -> Iterator[tuple]:
-    """The groups of equal `column` in which `differ` is not the same everywhere."""
+    """Groups of rows with the same value in `column` but different values in `differ`, as (value, rows)."""
     known = rows.dropna(subset=[column])
     kinds = known.groupby(column)[differ].transform("nunique")
     yield from known[kinds > 1].groupby(column, sort=True)
