@@ -30,8 +30,10 @@ SMALL = ("--train.backbone timm:test_resnet --train.weights none --train.epochs 
          "--compare.backbones [timm:test_resnet,timm:test_vit] --tune.num_trials 2 --tune.max_epochs 1 "
          "--data.sample.subjects 3 --evaluate.floor false")
 # What a command needs beside what stands in it, as the text around it says; and where fewer networks will do.
-MORE = {"python jobs/audit.py --labels": "--data.root faces --train.backbone efficientnet_lite0 --train.layers head "
-                                         "--train.weights imagenet --train.epochs 15",
+# Labels are judged only by a network that is better than chance: six people, and the same ones in training.
+MORE = {"python jobs/audit.py --labels": "--data.root faces_of_six --name labels --split.by image --train.epochs 15 "
+                                         "--train.backbone efficientnet_lite0 --train.layers head "
+                                         "--train.weights imagenet",
         "python jobs/compare.py --config FILE": "--compare.backbones [timm:test_resnet]"}
 COMMANDS = [c for c in documented.commands() if documented.treatment(c.text)[0] in ("run", "help")]
 
@@ -53,6 +55,7 @@ def clone(tmp_path_factory, sample_of):
     pins = [(folder / name).read_bytes() for name in ("pyproject.toml", "constraints.txt", "constraints-dev.txt")]
     (folder / ".venv/.fer_ray_setup").write_text(hashlib.sha256(b"".join(pins)).hexdigest())
     sample_of(folder / "faces", people=3)
+    sample_of(folder / "faces_of_six", people=6)
     draw_photographs(folder / "photographs")
     shell = environment() | VALUES | {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "FER_DATA": "faces"}
     return SimpleNamespace(folder=folder, shell=shell, done={})
@@ -117,5 +120,5 @@ def run(text: str, command: documented.Command, clone: SimpleNamespace, **shell:
 
 def test_nothing_was_written_elsewhere(clone):
     made = {path.name for path in clone.folder.iterdir()} - {name.split("/")[0] for name in os.listdir(documented.REPO)}
-    assert made <= {"faces", "photographs", "drawn", "models", "fer_ray_output", "sample_data",
+    assert made <= {"faces", "faces_of_six", "photographs", "drawn", "models", "fer_ray_output", "sample_data",
                     "sample_data_small"}, made
