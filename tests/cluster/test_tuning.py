@@ -123,7 +123,8 @@ def test_trials_of_two_workers_leave_no_worker_behind(prepared, search_on):
     config = named(prepared, "group", [GOOD, BAD, DIVERGING], {"num_workers": 2}, reduction_factor=2, max_epochs=3)
     found = search_on(config)
     assert [trial["state"] for trial in found] == ["finished", "ended", "diverged"]
-    assert epochs_of(found)[:2] == [3, 1]
+    good, bad, _ = epochs_of(found)
+    assert good == 3 and bad < 3  # the workers may be an epoch further when Tune's decision reaches them
     wait_for(lambda: not processes_of(b"RayTrainWorker"))
 
 
