@@ -22,7 +22,7 @@ WAITING = """
 from fer_ray.cli import connection
 connection.connect(num_cpus=1)
 import ray, time
-task = ray.remote(time.sleep).remote(100)
+task = ray.remote(lambda: time.sleep(100)).remote()
 print("ready", flush=True)
 ray.get(task)
 """
