@@ -10,28 +10,31 @@ INTERRUPTED = 128 + signal.SIGINT  # 130 and 143: what a shell reports of a comm
 TERMINATED = 128 + signal.SIGTERM
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. A subclass, so that whoever cleans up after Ctrl-C cleans up after this too."""
+_signals: list[int] = []  # those that have arrived and for which Python would do nothing by itself
 
 
 def listen() -> None:
-    """Let SIGTERM raise `Terminated` in the main thread, so that `finally` blocks run and Ray is shut down.
+    """Let SIGTERM do what Ctrl-C does in the main thread, so that `finally` blocks run and Ray is shut down.
 
     To be called again after `ray.init`, which replaces the handler twice: by one that leaves with exit code 15 and by
     a native one that prints the stack of every thread.
     """
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGTERM, _interrupt)
 
 
-def _raise_terminated(number: int, frame: object) -> None:
-    raise Terminated
+def _interrupt(number: int, frame: object) -> None:
+    # `ray.get` raises a KeyboardInterrupt of its own, whatever a handler raises: what arrived is kept beside it
+    _signals.append(number)
+    raise KeyboardInterrupt
 
 
 def by_signal(error: BaseException) -> int | None:
     """The exit code if `error` is what a signal raised; None for any other."""
-    if isinstance(error, Terminated) or (isinstance(error, SystemExit) and error.code == signal.SIGTERM):
-        return TERMINATED  # SystemExit: Ray's own handler, while `ray.init` is at work
-    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
+    if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+        return TERMINATED  # by Ray's own handler, while `ray.init` is at work
+    if isinstance(error, KeyboardInterrupt):
+        return TERMINATED if signal.SIGTERM in _signals else INTERRUPTED
+    return None
 
 
 def tell(code: int) -> None:

@@ -32,3 +32,17 @@ def test_a_signal_while_ray_starts_counts_too():
             "main.run('train', [])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 143 and done.stderr.startswith("terminated; ")
+
+
+def test_sigterm_is_told_from_ctrl_c_although_ray_raises_an_exception_of_its_own():
+    code = ("import os, signal\n"
+            "from fer_ray.cli import main\n"
+            "def wait(*_):\n"
+            "    try:\n"
+            "        os.kill(os.getpid(), signal.SIGTERM)\n"
+            "    except BaseException:\n"
+            "        raise KeyboardInterrupt\n"  # as `ray.get` does
+            "main._run = wait\n"
+            "main.run('train', [])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 143 and done.stderr.startswith("terminated; ")
