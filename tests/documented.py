@@ -9,7 +9,7 @@ from pathlib import Path
 
 REPO = Path(__file__).parents[1]
 PROGRAMS = r"(?:[A-Z_]+=\S+ )*(?:python|bash|fer_ray|scripts/submit\.sh|pip|ray)"
-INLINE = re.compile(rf"(?<!`)`({PROGRAMS} [^`]+)`(?!`)")
+INLINE = re.compile(rf"(?<!`)`({PROGRAMS}\s[^`]+)`(?!`)")
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.M | re.S)
 
 # How a test treats a command: the first pattern that matches counts, with the reason why it is not run.

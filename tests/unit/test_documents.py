@@ -34,7 +34,7 @@ def test_every_command_is_known_and_here_is_the_list(capsys):
 
 
 def test_continued_lines_loops_and_comments_are_read_as_a_shell_reads_them():
-    text = ("Say `python jobs/train.py\n--name X` or:\n```bash\n# first\nbash a.sh \\\n  --b 1   # why\n"
+    text = ("Say `python\njobs/train.py --name X` or:\n```bash\n# first\nbash a.sh \\\n  --b 1   # why\n"
             "for x in 1 2; do\n  echo $x\ndone\n```\n")
     assert documented.commands_of(text) == ["python jobs/train.py --name X", "bash a.sh --b 1",
                                             "for x in 1 2; do\n  echo $x\ndone"]
