@@ -10,11 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster.conftest import command, environment, ray_on
+from cluster.conftest import command, environment
 
-from fer_ray.config import Config, DataConfig
-from fer_ray.data import prepare
-from fer_ray.data.sources import read_manifest
 from fer_ray.train import tracking
 
 GOES_ON = "; the same command goes on where it was"
@@ -26,17 +23,6 @@ task = ray.remote(lambda: time.sleep(100)).remote()
 print("ready", flush=True)
 ray.get(task)
 """
-
-
-@pytest.fixture(scope="module")
-def storage(sample_of, tmp_path_factory):
-    """Holds a prepared set of a few people."""
-    root = tmp_path_factory.mktemp("ending")
-    sample_of(root / "data", people=3)
-    config = Config(name="set", storage=str(root / "out"), data=DataConfig("auto", str(root / "data")))
-    with ray_on(2):
-        prepare.prepare(config, read_manifest(config.data))
-    return root / "out"
 
 
 @pytest.fixture
@@ -52,9 +38,9 @@ def start(arguments: list[str], temporary: Path) -> subprocess.Popen:
                             env=environment() | {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"})
 
 
-def long_training(storage: Path) -> list[str]:
+def long_training(storage: str) -> list[str]:
     """The command of a training with two workers that would last for hours."""
-    options = ["--storage", str(storage), "--prepared", "set", "--name", "long", "--train.backbone", "timm:test_resnet",
+    options = ["--storage", storage, "--prepared", "set", "--name", "long", "--train.backbone", "timm:test_resnet",
                "--train.weights", "none", "--train.num_workers", "2", "--train.batch_size", "8", "--train.epochs",
                "9999", "--train.patience", "9999"]
     return command("train", *options)
@@ -100,10 +86,10 @@ def test_a_ray_that_died_ends_the_job(process, words, temporary):
 @pytest.mark.parametrize(("ending", "code", "words"), [("ray::TrainController", 1, "error: Ray: The actor died"),
                                                        (signal.SIGINT, 130, "interrupted"),
                                                        (signal.SIGTERM, 143, "terminated")])
-def test_a_training_with_two_workers_that_is_ended_says_by_what_and_goes_on(ending, code, words, storage, temporary):
-    run = str(storage / "runs/long")
+def test_a_training_with_two_workers_that_is_ended_says_by_what_and_goes_on(ending, code, words, prepared, temporary):
+    run = f"{prepared.storage}/runs/long"
     before = len(tracking.read(run))
-    job = start(long_training(storage), temporary)
+    job = start(long_training(prepared.storage), temporary)
     deadline = time.time() + 100
     while len(tracking.read(run)) <= before:
         assert time.time() < deadline and job.poll() is None, job.communicate()[1]
