@@ -55,11 +55,11 @@ def explain(error: Exception) -> str | None:
     """
     if "ray" not in sys.modules:
         return None
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError, UserCodeException
 
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
-    if not isinstance(error, RayError) or isinstance(error, RayTaskError):
+    if not isinstance(error, RayError) or isinstance(error, RayTaskError | UserCodeException):
         return None
     return f"Ray: {summary(error)}; the same command goes on where it was"
 

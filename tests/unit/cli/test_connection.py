@@ -75,13 +75,13 @@ def test_the_actor_that_died_is_named():
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), as_raised_by_a_task(ValueError("x")),
-                                   as_raised_by_a_task(DataError("x"))])
+                                   as_raised_by_a_task(DataError("x")),
+                                   as_raised_by_a_task(exceptions.UserCodeException("UDF failed"))])
 def test_a_fault_of_the_code_or_of_the_input_is_not_rays(error):
     assert ending.explain(error) is None
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "no.such.machine.invalid:6379", "localhost:99999"])
-def test_a_cluster_that_is_not_there_is_one_line_at_once(address, token, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", address)
+def test_a_cluster_that_is_not_there_is_one_line_at_once(address):
     with pytest.raises(connection.ConnectionFailedError, match=f"RAY_ADDRESS {re.escape(address)}: no Ray to join: .+"):
-        connection.connect()
+        connection._init(address, {})

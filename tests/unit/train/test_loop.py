@@ -23,6 +23,15 @@ class Killed(BaseException):
 
 
 @pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch) -> Path:
+    """The folder for temporary files, of each test alone: a Ray that runs beside has files in that of the process."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(scratch, "folder", lambda: str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
 def references_are_values(monkeypatch):
     """The loop asks Ray for nothing but the values of references."""
     monkeypatch.setattr("ray.get", lambda reference: reference)
@@ -84,7 +93,7 @@ def assert_equal(one: dict, two: dict) -> None:
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_run_that_died_after_each_report_ends_with_the_weights_and_files_of_one_that_did_not(job):
+def test_a_run_that_died_after_each_report_ends_with_the_weights_and_files_of_one_that_did_not(job, temporary):
     train(job)
     other = renamed(job, "other")
     for _ in range(4):
@@ -99,7 +108,7 @@ def test_a_run_that_died_after_each_report_ends_with_the_weights_and_files_of_on
     assert names(other) == names(job) == ["checkpoint_0001_000000", "checkpoint_0002_000000"]
     losses = [[epoch["train_loss"] for epoch in tracking.read(one.run)] for one in (job, other)]
     assert losses[0] == losses[1] and len(losses[0]) == 2
-    assert not list(Path(scratch.folder()).iterdir())
+    assert not list(temporary.iterdir())
 
 
 def test_a_damaged_checkpoint_does_not_push_out_those_that_are_written_after_it(job):
@@ -111,24 +120,24 @@ def test_a_damaged_checkpoint_does_not_push_out_those_that_are_written_after_it(
     assert names(job) == ["checkpoint_0001_000000", "checkpoint_0001_000002"]
 
 
-def test_what_cannot_be_stored_ends_the_run_with_the_reason_and_leaves_no_temporary_folder(job, monkeypatch):
+def test_what_cannot_be_stored_ends_the_run_with_the_reason_and_leaves_no_temporary_folder(job, monkeypatch, temporary):
     def refuse(path: str, uri: str) -> None:
         raise StorageError(f"{uri}: No space left on device")
 
     monkeypatch.setattr(storage, "move", refuse)
     with pytest.raises(StorageError, match="No space left"):
         train(job)
-    assert not list(Path(scratch.folder()).iterdir()) and names(job) == []
+    assert not list(temporary.iterdir()) and names(job) == []
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_no_temporary_folder(job, monkeypatch):
+def test_a_checkpoint_that_cannot_be_written_leaves_no_temporary_folder(job, monkeypatch, temporary):
     def refuse(*content) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", refuse)
     with pytest.raises(OSError, match="No space left"):
         train(job)
-    assert not list(Path(scratch.folder()).iterdir())
+    assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
