@@ -1,5 +1,7 @@
 import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -85,11 +87,30 @@ def prepared(sample_of, tmp_path_factory):
     return config
 
 
-def run_job(verb: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
-    """Run a job in the Ray of the tests, from another folder: nothing may depend on the working directory."""
-    with ray_on(2):
-        return subprocess.run(command(verb, *options), cwd=cwd, env=joining(), capture_output=True, text=True,
-                              timeout=220)
+def run_job(verb: str, *options: str, cwd: Path, **shell: str) -> subprocess.CompletedProcess[str]:
+    """Run a job's file in this process, on the Ray of the tests, from another folder and with further variables.
+
+    As a process of its own it would start new workers, each of which imports PyTorch anew: ten seconds a job. Ray's
+    workers here have other working directories than `cwd`, as they may have on a cluster.
+    """
+    file = str(REPO / "jobs" / f"{verb}.py")
+    output, errors = io.StringIO(), io.StringIO()
+    code: int | str | None = 0
+    with ray_on(2), pytest.MonkeyPatch.context() as patch:
+        for name, value in shell.items():
+            patch.setenv(name, value)
+        patch.chdir(cwd)
+        patch.setattr("sys.argv", [file, *options])
+        patch.setattr("ray.shutdown", lambda: None)  # the next test goes on with it
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            try:
+                runpy.run_path(file, run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+    if isinstance(code, str):  # what Python does with it when it ends a process
+        errors.write(f"{code}\n")
+        code = 1
+    return subprocess.CompletedProcess([verb, *options], code or 0, output.getvalue(), errors.getvalue())
 
 
 def command(verb: str, *options: str) -> list[str]:

@@ -1,9 +1,12 @@
 """The commands of README.md and docs/ as they are written there, in a fresh copy of the repository.
 
 Sizes are made small by FER_RAY_OPTIONS; paths, names and the storage are those of the documents and the defaults. Later
-commands find what earlier ones made. tests/unit/test_documents.py checks the commands that need a cloud.
+commands find what earlier ones made. The quickstart starts a Ray of its own, and a search runs in a process of its own;
+the other jobs' files are run in the process of the tests (see `run_job`). tests/unit/test_documents.py checks the
+commands that need a cloud.
 """
 
+import contextlib
 import csv
 import hashlib
 import os
@@ -18,7 +21,7 @@ import cv2
 import documented
 import numpy as np
 import pytest
-from cluster.conftest import environment, ray_on
+from cluster.conftest import environment, joining, ray_on, run_job
 from cluster_files import VALUES
 
 from fer_ray import options
@@ -37,6 +40,7 @@ MORE = {"python jobs/audit.py --labels": "--data.root faces/jaffe --train.backbo
 SAME = {"bash scripts/quickstart.sh": "python jobs/pipeline.py --config jobs/configs/quickstart.yaml",
         "RAY_ADDRESS=auto python jobs/pipeline.py --config jobs/configs/quickstart.yaml":
             "python jobs/pipeline.py --config jobs/configs/quickstart.yaml"}
+OWN_PROCESS = ("jobs/tune.py",)
 COMMANDS = [c for c in documented.commands() if documented.treatment(c.text)[0] in ("run", "help")]
 
 
@@ -59,7 +63,7 @@ def clone(tmp_path_factory, sample_of):
     sample_of(folder / "faces", people=3)
     sample_of(folder / "faces_of_six", people=6)
     draw_photographs(folder / "photographs")
-    shell = environment() | VALUES | {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "FER_DATA": "faces"}
+    shell = VALUES | {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "FER_DATA": "faces"}
     return SimpleNamespace(folder=folder, shell=shell, done={})
 
 
@@ -86,13 +90,18 @@ def test_it_runs_as_it_is_written(command, clone):
     same = clone.done.setdefault(resolved(text), command.text)
     if same != command.text:
         pytest.skip(f"with these sizes it is the same as: {same}")
-    if kind == "help" or "--help" in text or "jobs/" not in text or "quickstart.sh" in text:
-        return run(text + " --help" * (kind == "help"), command, clone)
-    import ray
-
-    with ray_on(2):
-        address = ray.get_runtime_context().gcs_address
-        run(text, command, clone, RAY_ADDRESS=address)
+    if kind == "help":
+        text += " --help"
+    words = shlex.split(text)
+    if words[0] == "python" and words[1].startswith("jobs/") and words[1] not in OWN_PROCESS and "--help" not in words:
+        done = run_job(Path(words[1]).stem, *words[2:], cwd=clone.folder, FER_DATA="faces",
+                       FER_RAY_OPTIONS=small(text))
+    else:
+        done = run(text, clone)
+    assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+    result = re.findall(r"^result: (.+)$", done.stdout, re.M)
+    assert "jobs/" not in text or "--help" in text or len(result) == 1, done.stdout
+    assert all((clone.folder / path).exists() for path in result), result
 
 
 def small(text: str) -> str:
@@ -110,14 +119,17 @@ def resolved(text: str) -> object:
         return words[1], repr(options.absolute(options.load([*words[2:], *shlex.split(small(text))])))
 
 
-def run(text: str, command: documented.Command, clone: SimpleNamespace, **shell: str) -> None:
-    """Run it in the copy. Where it says that it has a result, that must be there."""
-    done = subprocess.run(["bash", "-c", text], cwd=clone.folder, capture_output=True, text=True, timeout=200,
-                          env=clone.shell | shell | {"FER_RAY_OPTIONS": small(text)})
-    assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
-    result = re.findall(r"^result: (.+)$", done.stdout, re.M)
-    assert "jobs/" not in text or "--help" in text or len(result) == 1, done.stdout
-    assert all((clone.folder / path).exists() for path in result), result
+def run(text: str, clone: SimpleNamespace) -> subprocess.CompletedProcess[str]:
+    """Run it by a shell in the copy."""
+    with contextlib.ExitStack() as stack:
+        shell = dict(os.environ)
+        if "quickstart.sh" in text:
+            shell = environment()
+        elif any(job in text for job in OWN_PROCESS):
+            stack.enter_context(ray_on(2))
+            shell = joining()
+        return subprocess.run(["bash", "-c", text], cwd=clone.folder, capture_output=True, text=True, timeout=200,
+                              env=shell | clone.shell | {"FER_RAY_OPTIONS": small(text)})
 
 
 def test_nothing_was_written_elsewhere(clone):

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from cluster.conftest import command, environment, ray_on
+from cluster.conftest import ray_on, run_job
 
 from fer_ray import config
 from fer_ray.data import sources
@@ -27,9 +26,8 @@ def audited(tmp_path_factory, sample_of):
     """Labels of six people, audited by a network that knows enough to be asked."""
     root = tmp_path_factory.mktemp("audited")
     sample_of(root / "data", 6)
-    done = subprocess.run(command("audit", "--labels", "--data.root", str(root / "data"), "--storage",
-                                  str(root / "out"), *OPTIONS), cwd=root, env=environment(), capture_output=True,
-                          text=True, timeout=400)
+    done = run_job("audit", "--labels", "--data.root", str(root / "data"), "--storage", str(root / "out"), *OPTIONS,
+                   cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
     return root / "out"
 
@@ -62,9 +60,8 @@ def test_label_audit_ranks_all_and_its_list_is_one_that_prepare_accepts(audited,
     assert set(ranked["image"][: len(suspects)]) == set(suspects["image"])
     wrong = suspects.head(5)  # what a person did not strike from the list
     wrong.to_csv(tmp_path / "wrong.csv")
-    done = subprocess.run(command("prepare", "--data.root", str(audited.parent / "data"), "--storage", str(audited),
-                                  *OPTIONS, "--data.exclude", str(tmp_path / "wrong.csv")), cwd=tmp_path,
-                          env=environment(), capture_output=True, text=True, timeout=200)
+    done = run_job("prepare", "--data.root", str(audited.parent / "data"), "--storage", str(audited), *OPTIONS,
+                   "--data.exclude", str(tmp_path / "wrong.csv"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     index = pd.read_parquet(audited / "prepared/tiny/index.parquet")
     rejected = pd.read_parquet(audited / "prepared/tiny/rejected.parquet")
@@ -91,23 +88,29 @@ def test_damaged_predictions_of_photographs_are_made_again(audited):
     assert table.read_bytes() == whole
 
 
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
 @pytest.mark.parametrize("width", [1200, 390])
 @pytest.mark.parametrize("page", PAGES)
-def test_pages_are_whole_in_a_browser(audited, page, width):
-    from playwright.sync_api import sync_playwright
-
+def test_pages_are_whole_in_a_browser(audited, browser, page, width):
     file = audited / page
     assert file.stat().st_size < 10e6
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": width, "height": 900})
-        said, asked = [], []
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(file.as_uri())
-        assert said == [] and [url for url in asked if not url.startswith(("data:", file.as_uri()))] == []
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-        browser.close()
+    tab = browser.new_page(viewport={"width": width, "height": 900})
+    messages, requests = [], []
+    tab.on("console", lambda message: messages.append(message.text))
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(file.as_uri())
+    assert messages == [] and [url for url in requests if not url.startswith(("data:", file.as_uri()))] == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    tab.close()
