@@ -25,9 +25,11 @@ OWN_RAY = ("test_connection", "test_ending", "test_s3")
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of tests/cluster, and put those first that start a Ray of their own."""
+    """Mark the tests of tests/cluster, and put them last: first those that start a Ray of their own."""
     def rank(item) -> int:
-        return 2 if not item.get_closest_marker("cluster") else item.path.stem not in OWN_RAY
+        if not item.get_closest_marker("cluster"):
+            return 0
+        return 1 if item.path.stem in OWN_RAY else 2
 
     for item in items:
         if item.path.parent == Path(__file__).parent / "cluster":

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cluster.conftest import command, environment, nodes_of, ray_on, run_job
+from cluster.conftest import command, joining, nodes_of, ray_on, run_job
 from PIL import Image
 
 from fer_ray.config import Config, DataConfig, FacesConfig, FolderConfig, SplitConfig
@@ -82,21 +83,29 @@ def encoded(image: Image.Image) -> bytes:
     return sink.getvalue()
 
 
-def test_one_worker_and_four_give_the_same_bytes_and_again_is_a_no_op(faces_root, tmp_path):
+def crop_here(parts: list[dict], uri: str, config: FacesConfig) -> Iterator[int]:
+    """What Ray's workers do, in this process, the last part first."""
+    for part in reversed(parts):
+        prepare.crop_parts({"part": [part["part"]], "images": [part["images"]]}, uri, config)
+        yield len(part["images"])
+
+
+def test_one_process_and_two_workers_give_the_same_bytes_and_again_is_a_no_op(faces_root, tmp_path, monkeypatch):
     config = config_for(faces_root, tmp_path / "one")
-    with ray_on(1):
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_crop_on_workers", crop_here)
         one = prepared(config)
         before = content(one)
         times = {p: p.stat().st_mtime_ns for p in one.rglob("*")}
         assert prepared(config) == one and times == {p: p.stat().st_mtime_ns for p in one.rglob("*")}
-    with ray_on(4):
-        four = content(prepared(config_for(faces_root, tmp_path / "four")))
+    with ray_on(2):
+        two = content(prepared(config_for(faces_root, tmp_path / "two")))
         other = content(prepared(dataclasses.replace(config, split=SplitConfig(seed=1))))
-    assert before.keys() == four.keys()
+    assert before.keys() == two.keys()
     for name in before:
         if name != "prepared.json":
-            assert before[name] == four[name], name
-    jsons = [json.loads(c["prepared.json"]) for c in (before, four, other)]
+            assert before[name] == two[name], name
+    jsons = [json.loads(c["prepared.json"]) for c in (before, two, other)]
     assert jsons[0] == jsons[1] and jsons[0]["fingerprint"] != jsons[2]["fingerprint"]
     # another split decodes nothing again
     assert {k: v for k, v in other.items() if "images/" in k} == {k: v for k, v in before.items() if "images/" in k}
@@ -168,8 +177,9 @@ def test_a_killed_prepare_is_not_complete_and_goes_on_and_a_lost_node_changes_no
         (big / ("happy" if number % 2 else "sad") / f"s{number % 60}_{number}.tiff").write_bytes(content_of)
     options = ["--data.root", str(big), "--split.by", "image", "--name", "set", "--storage", str(tmp_path / "out")]
     folder = tmp_path / "out/prepared/set"
-    process = subprocess.Popen(command("prepare", *options), cwd=tmp_path, env=environment(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    with ray_on(2):
+        process = subprocess.Popen(command("prepare", *options), cwd=tmp_path, env=joining(),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 120
     while len(list(folder.glob("images/part-*.parquet"))) < 2 and time.time() < deadline:
         time.sleep(0.02)
@@ -178,8 +188,7 @@ def test_a_killed_prepare_is_not_complete_and_goes_on_and_a_lost_node_changes_no
     time.sleep(1)  # the workers see that their driver is gone
     done = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("images/part-*.parquet")}
     assert 2 <= len(done) < 6 and not (folder / "prepared.json").exists()
-    again = subprocess.run(command("prepare", *options), cwd=tmp_path, env=environment(), capture_output=True,
-                           text=True, timeout=200)
+    again = run_job("prepare", *options, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in done} == done
     config = Config(name="set", storage=str(tmp_path / "lost"), data=DataConfig("auto", str(big)),

@@ -77,6 +77,7 @@ def ran(sample_of, tmp_path_factory):
     with s3.server() as port, s3.faulty(port) as (proxy, injected, hold), head(s3.environment(proxy)) as shell:
         done = run(submit("jobs/pipeline.py", *options), root, shell)
         assert done.returncode == 0, done.stdout + done.stderr
+        hold.faults = False
         yield SimpleNamespace(root=root, options=options, shell=shell, stdout=done.stdout, injected=injected, hold=hold)
 
 

@@ -120,11 +120,11 @@ def test_a_killed_trial_goes_on_and_ends_as_one_that_nothing_disturbed(prepared,
 
 
 def test_trials_of_two_workers_leave_no_worker_behind(prepared, search_on):
-    config = named(prepared, "group", [GOOD, BAD, DIVERGING], {"num_workers": 2}, reduction_factor=2, max_epochs=3)
+    config = named(prepared, "group", [GOOD, BAD], {"num_workers": 2}, reduction_factor=2, max_epochs=9, num_trials=2)
     found = search_on(config)
-    assert [trial["state"] for trial in found] == ["finished", "ended", "diverged"]
-    good, bad, _ = epochs_of(found)
-    assert good == 3 and bad < 3  # the workers may be an epoch further when Tune's decision reaches them
+    assert [trial["state"] for trial in found] == ["finished", "ended"]
+    good, bad = epochs_of(found)
+    assert good == 9 and bad < 9  # the workers may be some epochs further when Tune's decision reaches them
     wait_for(lambda: not processes_of(b"RayTrainWorker"))
 
 
