@@ -154,10 +154,14 @@ def _silence_libraries() -> None:
     import ray.data
     import ray.train
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    data_context = ray.data.DataContext.get_current()
+    data_context.enable_progress_bars = False
+    # Ray Data otherwise says "UDF failed to process a data block" in place of what a function of ours raised.
+    data_context.raise_original_map_exception = True
     warnings.filterwarnings("ignore", message=".*ray_remote_args", category=DeprecationWarning)
-    for name in ("ray.data", "ray.train"):  # after the imports, which set the levels
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # After the imports, which set the levels. Ray Data logs as an error what it then raises: it would be told twice.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
 def _require_cpus() -> None:

@@ -97,7 +97,7 @@ def _own_words(error: Exception) -> str:
     """The message of the original error, without the stack of each process that Ray has passed it through."""
     while cause := getattr(error, "cause", None):
         error = cause
-    return str(error)
+    return str(error).partition("\nFailed to apply UDF transform")[0]  # advice that Ray Data appends, on its retries
 
 
 def _refuse_storage_that_ends_with_the_job(uri: str) -> None:
