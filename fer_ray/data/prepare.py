@@ -46,8 +46,8 @@ def prepare(config: Config, data: manifest.Manifest) -> str:
                       to_dict(config.split))
     if len(finished) == _num_parts(data.rows) and prepared_set.is_up_to_date(uri, request):
         return uri
-    rejected = write_parts(uri, data.rows, config.faces, finished)
-    _write_index(uri, config, data, rejected, request)
+    records = write_parts(uri, data.rows, config.faces, finished)
+    _write_index(uri, config, data, records, request)
     return uri
 
 
@@ -120,15 +120,14 @@ def _parts(rows: pa.Table) -> list[list[dict]]:
     return [images[first : first + PART_ROWS] for first in range(0, len(images), PART_ROWS)]
 
 
-def write_parts(uri: str, rows: pa.Table, config: FacesConfig, finished: Collection[int] = ()) -> dict[int, str]:
-    """Crop the images of all parts that are not `finished`; reasons of the rows of all parts that gave no crop."""
+def write_parts(uri: str, rows: pa.Table, config: FacesConfig, finished: Collection[int] = ()) -> dict[int, dict]:
+    """Crop the images of all parts that are not `finished`; the records of all parts (see `provenance`)."""
     parts = _parts(rows)
     if missing := [{"part": part, "images": images} for part, images in enumerate(parts) if part not in finished]:
         with Progress("prepare: crop", rows.num_rows, done=sum(len(parts[part]) for part in finished)) as progress:
             for num_images in _crop_on_workers(missing, uri, config):
                 progress.advance(num_images)
-    records = provenance.read_records(uri, range(len(parts)))
-    return {int(row): reason for record in records.values() for row, reason in record["rejected"].items()}
+    return provenance.read_records(uri, range(len(parts)))
 
 
 def _crop_on_workers(parts: list[dict], uri: str, config: FacesConfig) -> Iterator[int]:
@@ -152,26 +151,21 @@ def _finder(config: FacesConfig):
 def crop_parts(batch: dict, uri: str, config: FacesConfig) -> dict:
     """Write the parts of `batch` and their records; the number of images of each part. A batch as Ray Data makes it."""
     for part, images in zip(batch["part"], batch["images"], strict=True):
-        first = int(part) * PART_ROWS
-        rows, rejected, entries = [], {}, []
-        for number, image in enumerate(map(_plain, images), start=first):
-            row, reason, content = _crop_or_reason(image, config)
-            if row is None:
-                rejected[number] = reason
-            else:
-                rows.append({"row": number, **row})
-            entries.append(provenance.image_entry(image, content))
+        images = [_plain(image) for image in images]
+        rows, rejected, digests = crop_images(images, int(part) * PART_ROWS, config)
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=PART_SCHEMA), sink, compression="none")
         storage.write_bytes(prepared_set.part_uri(uri, int(part)), sink.getvalue())
         # last: a part that has a record is whole
         provenance.write_record(uri, int(part), {
-            **prepared_set.promise(sink.getvalue()), "faces": to_dict(config), "images": entries,
+            **prepared_set.promise(sink.getvalue()), "faces": to_dict(config),
+            "images": [provenance.image_entry(*entry) for entry in zip(images, digests, strict=True)],
             "rejected": {str(number): reason for number, reason in rejected.items()}})
     return {"part": batch["part"], "images": np.array([len(images) for images in batch["images"]])}
 
 
-def crop_images(images: list[dict], first: int, config: FacesConfig) -> tuple[list[dict], dict[int, str]]:
+def crop_images(images: list[dict], first: int,
+                config: FacesConfig) -> tuple[list[dict], dict[int, str], list[str]]:
     """Crop the face of each image.
 
     Args:
@@ -180,18 +174,20 @@ def crop_images(images: list[dict], first: int, config: FacesConfig) -> tuple[li
         first: the row number of the first image.
         config: how faces are found and cropped.
 
-    Returns: rows of `PART_SCHEMA`; by row number, the reason of each image that gave none.
+    Returns: rows of `PART_SCHEMA`; by row number, the reason of each image that gave none; `provenance.digest` of the
+        bytes of each image, "" where they could not be read.
 
     Raises: storage.StorageError if storage cannot be reached, which says nothing of an image.
     """
-    rows, reasons = [], {}
-    for number, image in enumerate(map(_plain, images), start=first):
-        row, reason, _ = _crop_or_reason(image, config)
+    rows, reasons, digests = [], {}, []
+    for number, image in enumerate(images, start=first):
+        row, reason, digest = _crop_or_reason(image, config)
         if row is None:
             reasons[number] = reason
         else:
             rows.append({"row": number, **row})
-    return rows, reasons
+        digests.append(digest)
+    return rows, reasons, digests
 
 
 def _plain(image: dict) -> dict:
@@ -243,8 +239,9 @@ def _crop(picture: np.ndarray, face: list[int] | None, cropped: bool, config: Fa
             **duplicates.looks_of(crop, picture), "crop": encoded}
 
 
-def _write_index(uri: str, config: Config, data: manifest.Manifest, reasons: dict[int, str], request: str) -> None:
-    """Split and audit what the parts hold."""
+def _write_index(uri: str, config: Config, data: manifest.Manifest, records: dict[int, dict], request: str) -> None:
+    """Split and audit what the parts hold. `records`: of `write_parts`."""
+    reasons = {int(row): reason for record in records.values() for row, reason in record["rejected"].items()}
     before = data.rows.to_pandas().assign(row=np.arange(data.rows.num_rows))
     if len(reasons) == len(before):
         why = pd.Series(list(reasons.values())).value_counts()
@@ -259,7 +256,6 @@ def _write_index(uri: str, config: Config, data: manifest.Manifest, reasons: dic
     lost = before.loc[sorted(reasons), ["image", "dataset", "expression"]].assign(
         reason=[reasons[r] for r in sorted(reasons)])
     rejected = pd.concat([data.rejected.to_pandas(), lost], ignore_index=True)
-    records = provenance.read_records(uri, range(_num_parts(data.rows)))
     summary = {
         "counts": {"read": _counts(pd.concat([before, data.rejected.to_pandas()])), "before": _counts(before)},
         "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},

@@ -194,7 +194,7 @@ def _crop_part(batch: pa.Table, config: FacesConfig) -> pa.Table:
     done = []
     for part in batch.to_pylist():
         images = part["images"]
-        crops, reasons = prepare.crop_images(images, 0, config)
+        crops, reasons, _ = prepare.crop_images(images, 0, config)
         rows = {crop["row"]: {"box": " ".join(map(str, crop["box"])), "crop": crop["crop"], "reason": None}
                 for crop in crops}
         rows |= {number: {"box": None, "crop": None, "reason": reason} for number, reason in reasons.items()}

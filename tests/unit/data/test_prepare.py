@@ -17,7 +17,7 @@ from PIL import Image
 
 from fer_ray import storage
 from fer_ray.config import Config, DataConfig, FacesConfig, FolderConfig, SplitConfig
-from fer_ray.data import manifest, prepare, prepared_set
+from fer_ray.data import manifest, prepare, prepared_set, provenance
 from fer_ray.data.sources import read_manifest
 
 
@@ -332,7 +332,7 @@ def encoded_jpeg() -> bytes:
 
 
 def crop(path: Path, face=None, cropped=True, **options):
-    return prepare.crop_images([{"image": str(path), "face": face, "cropped": cropped}], 0, FacesConfig(**options))
+    return prepare.crop_images([{"image": str(path), "face": face, "cropped": cropped}], 0, FacesConfig(**options))[:2]
 
 
 def test_exif_of_a_wrong_type_hides_no_picture(tmp_path):
@@ -357,11 +357,15 @@ def test_a_box_that_comes_as_an_array_is_cut_out(tmp_path):
     picture = np.zeros((60, 80, 3), np.uint8)
     picture[20:40, 30:50] = 255
     Image.fromarray(picture).save(tmp_path / "a.png")
-    rows, reasons = crop(tmp_path / "a.png", face=np.array([30, 20, 20, 20], np.int32), cropped=None, enlarge=0.0)
-    assert not reasons and rows[0]["box"] == [30, 20, 20, 20]
-    assert prepared_set.decode_crop(rows[0]["crop"]).min() == 255
-    _, reasons = crop(tmp_path / "a.png", face=np.array([80, 20, 20, 20], np.int32), cropped=None)
-    assert reasons == {0: "the box [80, 20, 20, 20] given for the face lies outside the 80 x 60 px"}
+    uri = str(tmp_path / "set")
+    images = [{"image": str(tmp_path / "a.png"), "face": np.array([x, 20, 20, 20], np.int32), "cropped": None}
+              for x in (30, 80)]
+    prepare.crop_parts({"part": [0], "images": [images]}, uri, FacesConfig(enlarge=0.0))
+    crops = prepared_set.read_part(uri, 0)
+    assert list(crops) == [0] and prepared_set.decode_crop(crops[0]).min() == 255
+    assert prepared_set.read_metadata(uri, 1)["box"].tolist()[0].tolist() == [30, 20, 20, 20]
+    assert provenance.read_records(uri, [0])[0]["rejected"] == {
+        "1": "the box [80, 20, 20, 20] given for the face lies outside the 80 x 60 px"}
 
 
 def test_storage_out_of_reach_stops_the_job_and_rejects_nothing(tmp_path, monkeypatch):
