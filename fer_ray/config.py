@@ -10,21 +10,18 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge
 
+from fer_ray.data_config import DataConfig, FacesConfig, SourceConfig, SplitConfig
 from fer_ray.errors import UserError
 from fer_ray.values import (
     AtLeast0,
     AtLeast1,
     Backbone,
     BelowOne,
-    Fraction,
-    Kind,
     LocalPath,
     Name,
     NotNegative,
-    PathBelow,
-    Percent,
     Positive,
     Seed,
     Uri,
@@ -35,152 +32,6 @@ from fer_ray.values import (
 
 class ConfigError(UserError):
     """The configuration is wrong; the message names file, key, value and what would be right."""
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """One data set on disk."""
-
-    kind: Kind = "auto"
-    """Layout of the data set; `auto` recognises it."""
-    root: PathBelow = "."
-    """Its folder; a relative path is one below `data.root`."""
-    name: Name = ""
-    """Its name in reports; empty: its kind. Two sources of one kind need two names."""
-
-
-@dataclass(frozen=True)
-class CkPlusConfig:
-    """Selection of frames from a CK+ sequence, which runs from a neutral face to the peak of the expression."""
-
-    protocol: Literal["percent", "peak"] = "percent"
-    """`percent`: frames are selected by their position in the sequence, as in the paper. `peak`: the first frame is
-    neutral and the last `peak_frames` carry the label."""
-    neutral_below: Percent = 20.0
-    """Frames up to this position are neutral (% of the sequence)."""
-    expression_above: Percent = 44.0
-    """Frames from this position on carry the sequence's label (% of the sequence); those between the two positions
-    are left out. The defaults keep about 76 % of all frames, as the paper does (4,500 of 5,900)."""
-    peak_frames: AtLeast1 = 3
-    """Frames at the end of a sequence that carry its label (protocol `peak`)."""
-    unlabelled: Literal["skip", "neutral"] = "skip"
-    """What becomes of a sequence without a label: it is rejected, or its neutral frames are used."""
-
-
-@dataclass(frozen=True)
-class Fer2013Config:
-    """FER2013 and the votes of FER+ for the same images."""
-
-    labels: Literal["auto", "fer2013", "ferplus"] = "auto"
-    """Whose labels are used: those of FER2013, or those of FER+, which need fer2013new.csv beside the images. `auto`:
-    those of FER+ if that file is there."""
-    min_agreement: Fraction = 0.5
-    """FER+: part of the votes that the winning expression needs; 0: the most votes win. Ties are rejected."""
-
-
-@dataclass(frozen=True)
-class FolderConfig:
-    """A data set with one folder for each class: `class/image` or `split/class/image`."""
-
-    subject_pattern: str = ""
-    """Regular expression whose one group finds the person in an image's path below the root; empty: people are
-    unknown."""
-
-
-@dataclass(frozen=True)
-class TableConfig:
-    """A table (CSV or Parquet) of labels, with image names beside a folder of images or the pixels inside."""
-
-    file: PathBelow = ""
-    """The table, relative to the data set's root; empty: the only CSV or Parquet file below the root."""
-    images: PathBelow = "images"
-    """Folder of the images, relative to the data set's root."""
-    image_column: str = "image"
-    """Column that holds the image's file name."""
-    pixels_column: str = ""
-    """Column that holds the pixels: grey values as text (CSV), or the bytes of an image file (Parquet). Empty: the
-    images are files."""
-    expression_column: str = "expression"
-    """Column that holds the label, in any common spelling."""
-    subject_column: str = ""
-    """Column that names the person in the image; empty: none."""
-    subject_pattern: str = ""
-    """Regular expression whose one group finds the person in an image's file name; empty: none."""
-    split_column: str = ""
-    """Column that holds train, val or test, for `split.by official`; empty: none."""
-    group_columns: list[str] = field(default_factory=list)
-    """Further columns, such as age or camera, by which `evaluate.groups` may group results."""
-
-
-@dataclass(frozen=True)
-class SampleConfig:
-    """The sample data set: drawn faces in the folder layouts of CK+ and JAFFE."""
-
-    subjects: AtLeast1 = 60
-    """Number of people in the drawn CK+."""
-    seed: Seed = 0
-    """Seed of the drawing."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the raw data lies and how it is read."""
-
-    kind: Kind = "auto"
-    """Layout of the data set at `data.root`; `auto` recognises it."""
-    root: LocalPath = ""
-    """Folder of the raw data. `~` and environment variables such as $FER_DATA are expanded."""
-    sources: list[SourceConfig] = field(default_factory=list)
-    """Several data sets to join, each with `kind`, `root` and `name`; empty: `data.root` itself is the only one."""
-    names: dict[str, str] = field(default_factory=dict)
-    """Names or codes of the expressions in your own folders and tables, such as {0: anger}."""
-    exclude: LocalPath = ""
-    """CSV file whose column `image` names images to leave out (its column `reason` says why), such as suspects.csv of
-    a label audit; empty: none."""
-    ckplus: CkPlusConfig = field(default_factory=CkPlusConfig)
-    fer2013: Fer2013Config = field(default_factory=Fer2013Config)
-    folder: FolderConfig = field(default_factory=FolderConfig)
-    table: TableConfig = field(default_factory=TableConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
-
-
-@dataclass(frozen=True)
-class FacesConfig:
-    """Finding and cropping faces."""
-
-    detector: Literal["haar", "yunet"] = "haar"
-    """What finds faces: OpenCV's Haar cascade for frontal faces, as in the paper, or its network YuNet."""
-    model: LocalPath = ""
-    """Model file of YuNet (face_detection_yunet_2023mar.onnx of OpenCV's model zoo); only for `yunet`."""
-    already_cropped: bool = False
-    """The images show a face and nothing else: each is used whole, without a search. FER2013 and CK+48 are known to be
-    so."""
-    enlarge: Annotated[float, Interval(ge=0, le=10)] = 0.2
-    """How much a found box grows about its centre, as a part of its side; 0.2: by 20 %, as in the paper."""
-    scale_factor: Annotated[float, Interval(gt=1, le=10)] = 1.1
-    """Haar: factor between two scales of the image pyramid."""
-    min_neighbors: AtLeast0 = 5
-    """Haar: number of overlapping detections that make a face."""
-    detect_side: AtLeast1 = 640
-    """A larger image is searched in a copy whose longer side has this many px; the box is mapped back."""
-    on_no_face: Literal["reject", "whole"] = "reject"
-    """What becomes of an image in which no face is found: it is rejected, or used whole."""
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """Which images go to train, val and test."""
-
-    by: Literal["subject", "sequence", "image", "official", "test"] = "subject"
-    """`subject`: nobody is in two splits. `sequence`: no sequence is in two splits. `official`: the data set's own
-    split. `image`: images at random, as in the paper, so that people are in two splits and scores look better than
-    they are. `test`: every image is a test image, for a set that nothing is trained on."""
-    folds: AtLeast0 = 0
-    """Cross-validation: number of folds, at least 3; 0: one split of 80/10/10 %."""
-    fold: AtLeast0 = 0
-    """The fold, counted from 0, that is the test split; the next one is val."""
-    seed: Seed = 0
-    """Seed of the split and of bootstrap intervals; the same seed gives the same split whatever the order of files."""
 
 
 @dataclass(frozen=True)

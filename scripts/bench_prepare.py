@@ -30,8 +30,9 @@ import numpy as np
 import pyarrow as pa
 
 from fer_ray.cli import connection
-from fer_ray.config import Config, FacesConfig
+from fer_ray.config import Config
 from fer_ray.data import manifest, pixels, prepare, prepared_set
+from fer_ray.data_config import FacesConfig
 
 CORES = os.cpu_count() or 1
 ONE_CORE_IMAGES = 512

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from fer_ray.config import FacesConfig
 from fer_ray.data import duplicates, faces, pixels
+from fer_ray.data_config import FacesConfig
 
 
 def reencoded(picture: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ import collections
 import cv2
 import numpy as np
 
-from fer_ray.config import DataConfig
 from fer_ray.data import sources
+from fer_ray.data_config import DataConfig
 
 GREY = " ".join(str(i % 256) for i in range(48 * 48))
 

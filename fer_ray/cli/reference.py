@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fer_ray import config as configuration
-from fer_ray import options, values
+from fer_ray import data_config, options, values
 from fer_ray.config import Config
 
 # The options that a verb reads, by name or by section.
@@ -73,9 +73,9 @@ def used_by(verb: str) -> list[Option]:
 
 @functools.cache
 def _texts() -> dict[str, dict[str, str]]:
-    """The text below each field of each dataclass of `config`, by name of class and field; "" is the class itself."""
+    """The text below each field of each dataclass of the options, by class and field; "" is the class itself."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(configuration)).body:
+    for node in ast.parse(inspect.getsource(data_config) + inspect.getsource(configuration)).body:
         if isinstance(node, ast.ClassDef):
             found[node.name] = {"": _plain(ast.get_docstring(node) or "")}
             for field, text in zip(node.body, node.body[1:], strict=False):
@@ -134,7 +134,7 @@ def _entry(option: str, text: str) -> list[str]:
 
 _HEAD = f"""# Options
 
-Made by `python -m fer_ray.cli.reference > docs/options.md` from `fer_ray/config.py`.
+Made by `python -m fer_ray.cli.reference > docs/options.md` from `fer_ray/config.py` and `fer_ray/data_config.py`.
 
 Every verb takes every option and uses those of the sections that concern it; `fer_ray VERB --help` lists these. An
 option is written `--section.option VALUE` on the command line and in nested sections in a YAML file:

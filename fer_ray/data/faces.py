@@ -9,7 +9,7 @@ import cv2
 import cv2.data
 import numpy as np
 
-from fer_ray.config import FacesConfig
+from fer_ray.data_config import FacesConfig
 from fer_ray.errors import UserError
 
 CROP_SIDE = 256

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray import storage
-from fer_ray.config import Config, FacesConfig, SplitConfig, to_dict
+from fer_ray.config import Config, to_dict
 from fer_ray.data import duplicates, faces, manifest, pixels, prepared_set, provenance, splits
 from fer_ray.data.prepared_set import PART_ROWS, PART_SCHEMA, SCHEMA_VERSION, write_table
+from fer_ray.data_config import FacesConfig, SplitConfig
 from fer_ray.progress import Progress
 
 CROPS_VERSION = 4  # part of the fingerprint: another way to cut or hash crops makes another number

@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from fer_ray.config import DataConfig, Kind, SourceConfig
 from fer_ray.data import listing, pixels
 from fer_ray.data.manifest import DRAWN, DataError, Manifest, build, merge, printable
+from fer_ray.data_config import DataConfig, SourceConfig
+from fer_ray.values import Kind
 
 # Layouts that only one data set has, and layouts that any data set may have.
 PARTICULAR: tuple[Kind, ...] = ("ckplus", "ck48", "ckextended", "jaffe", "fer2013", "rafdb", "affectnet")

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray import progress, storage
-from fer_ray.config import Config, FacesConfig
+from fer_ray.config import Config
 from fer_ray.data import manifest, pixels, prepare, prepared_set
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.data.prepared_set import PART_ROWS
+from fer_ray.data_config import FacesConfig
 from fer_ray.evaluate.results import PROBABILITIES
 from fer_ray.model import checkpoints
 from fer_ray.train import batches, resources

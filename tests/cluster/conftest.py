@@ -74,9 +74,10 @@ def prepared(sample_of, tmp_path_factory):
 
     For tests that add runs of their own names to the same storage.
     """
-    from fer_ray.config import Config, DataConfig, TrainConfig
+    from fer_ray.config import Config, TrainConfig
     from fer_ray.data import prepare
     from fer_ray.data.sources import read_manifest
+    from fer_ray.data_config import DataConfig
 
     root = tmp_path_factory.mktemp("prepared")
     data = DataConfig("auto", str(sample_of(root / "data", 4)))

@@ -18,9 +18,10 @@ import pytest
 from cluster.conftest import command, joining, nodes_of, ray_on, run_job
 from PIL import Image
 
-from fer_ray.config import Config, DataConfig, FacesConfig, FolderConfig, SplitConfig
+from fer_ray.config import Config
 from fer_ray.data import prepare, sample, splits
 from fer_ray.data.sources import read_manifest
+from fer_ray.data_config import DataConfig, FacesConfig, FolderConfig, SplitConfig
 from fer_ray.report import prepared_page
 
 

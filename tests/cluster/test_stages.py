@@ -8,7 +8,8 @@ import torch
 from cluster.conftest import ray_on
 
 from fer_ray.cli import stages
-from fer_ray.config import Config, DataConfig, TrainConfig
+from fer_ray.config import Config, TrainConfig
+from fer_ray.data_config import DataConfig
 from fer_ray.model import backbones
 from fer_ray.model.start_weights import WeightsError
 

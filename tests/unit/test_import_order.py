@@ -18,6 +18,7 @@ ORDER = {
     "progress": False,
     "scratch": False,
     "values": False,
+    "data_config": False,
     "config": False,
     "checks": False,
     "options": False,

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from documented import REPO
 
-from fer_ray.config import Config, DataConfig, FacesConfig
+from fer_ray.config import Config
 from fer_ray.data import prepare, prepared_set
 from fer_ray.data.sources import read_manifest
+from fer_ray.data_config import DataConfig, FacesConfig
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from fer_ray import config, options, storage
-from fer_ray.config import DataConfig, SourceConfig, TableConfig
 from fer_ray.data import manifest, pixels, prepared_set, sources
+from fer_ray.data_config import DataConfig, SourceConfig, TableConfig
 from fer_ray.model import checkpoints, metrics
 from fer_ray.report import data_figures, figures, pages, prepared_page
 from fer_ray.train import tracking

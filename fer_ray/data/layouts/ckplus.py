@@ -9,9 +9,9 @@ import os
 import re
 from pathlib import Path
 
-from fer_ray.config import CkPlusConfig
 from fer_ray.data import listing
 from fer_ray.data.manifest import DataError
+from fer_ray.data_config import CkPlusConfig
 
 LOOKS = "cohn-kanade-images/S005/001/*.png beside Emotion/S005/001/*_emotion.txt"
 PEOPLE = "ckplus"  # whatever name the source has: a copy of CK+ and CK+48 show the same people

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fer_ray.config import Fer2013Config
 from fer_ray.data import listing, tables
 from fer_ray.data.manifest import DataError
+from fer_ray.data_config import Fer2013Config
 
 COLUMNS = ("emotion", "pixels", "usage")  # in lower case: copies spell them differently
 LOOKS = "a CSV with the columns emotion, pixels, Usage"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from fer_ray.config import DataConfig
 from fer_ray.data import listing
 from fer_ray.data.manifest import DataError, canonical_expression
+from fer_ray.data_config import DataConfig
 
 LOOKS = "happiness/photo.jpg or train/happiness/photo.jpg"
 NO_EXPRESSION = {"unknown", "uncertain", "none", "non-face", "noface", "other", "others"}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray.config import DataConfig, TableConfig
 from fer_ray.data import listing, pixels, tables
 from fer_ray.data.manifest import DataError, canonical_expression, read_parquet
+from fer_ray.data_config import DataConfig, TableConfig
 
 LOOKS = "one CSV or Parquet file with the columns of data.table"
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer_ray.config import FacesConfig
 from fer_ray.data import faces
 from fer_ray.data.sample import render_face
+from fer_ray.data_config import FacesConfig
 
 
 @given(st.tuples(st.integers(0, 400), st.integers(0, 400), st.integers(20, 200), st.integers(20, 200)),

@@ -8,9 +8,9 @@ from data_sets import GREY, put, read, reasons
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer_ray.config import CkPlusConfig, Fer2013Config
 from fer_ray.data import pixels, sample
 from fer_ray.data.manifest import DataError
+from fer_ray.data_config import CkPlusConfig, Fer2013Config
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from data_sets import GREY, put, read, reasons
 
-from fer_ray.config import FolderConfig, TableConfig
 from fer_ray.data import pixels
 from fer_ray.data.manifest import DataError
+from fer_ray.data_config import FolderConfig, TableConfig
 from fer_ray.evaluate import evaluation
 
 

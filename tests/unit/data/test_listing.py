@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from data_sets import GREY, put, read, reasons
 
-from fer_ray.config import DataConfig, SourceConfig, TableConfig
 from fer_ray.data import listing, sources
 from fer_ray.data.manifest import DataError
+from fer_ray.data_config import DataConfig, SourceConfig, TableConfig
 
 
 @pytest.fixture

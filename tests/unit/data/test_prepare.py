@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer_ray import storage
-from fer_ray.config import Config, DataConfig, FacesConfig, FolderConfig, SplitConfig
+from fer_ray.config import Config
 from fer_ray.data import manifest, prepare, prepared_set, provenance
 from fer_ray.data.sources import read_manifest
+from fer_ray.data_config import DataConfig, FacesConfig, FolderConfig, SplitConfig
 
 
 @pytest.fixture(autouse=True)

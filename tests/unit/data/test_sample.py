@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fer_ray import progress
-from fer_ray.config import DataConfig, FacesConfig, SampleConfig
 from fer_ray.data import faces, sample, sources
 from fer_ray.data.manifest import DataError
+from fer_ray.data_config import DataConfig, FacesConfig, SampleConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from data_sets import put, read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer_ray.config import DataConfig, SampleConfig, SourceConfig
 from fer_ray.data import pixels, sources
 from fer_ray.data.manifest import EXPRESSIONS, DataError, canonical_expression
+from fer_ray.data_config import DataConfig, SampleConfig, SourceConfig
 
 
 @pytest.fixture(scope="module")

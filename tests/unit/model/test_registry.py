@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fer_ray import storage
-from fer_ray.config import Config, DataConfig, to_dict
+from fer_ray.config import Config, to_dict
+from fer_ray.data_config import DataConfig
 from fer_ray.model import checkpoints, registry
 
 SCRIPT = Path(__file__).parents[3] / "scripts/pull_checkpoint.py"

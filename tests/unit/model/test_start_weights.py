@@ -14,7 +14,8 @@ import torch
 
 from fer_ray import storage
 from fer_ray.cli import stages
-from fer_ray.config import Config, ConfigError, DataConfig, EvaluateConfig, TrainConfig, to_dict
+from fer_ray.config import Config, ConfigError, EvaluateConfig, TrainConfig, to_dict
+from fer_ray.data_config import DataConfig
 from fer_ray.model import backbones, checkpoints, start_weights
 from fer_ray.model.start_weights import WeightsError
 
