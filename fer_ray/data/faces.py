@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,9 +18,20 @@ CROP_SIDE = 256
 COARSE_SIDE = 112  # px; a face of at least a fifth of the picture is still above the cascade's 24 px
 # Lenient, so that no face is missed: the fine search discards what the coarse one finds wrongly.
 COARSE_SCALE, COARSE_NEIGHBORS = 1.15, 2
+SAME_FACE = 0.5  # a box of which another covers more is of the same face
 SMALLEST_SIDE = 96  # px; smaller images are enlarged, or their faces would be below the cascade's 24 px
 
 Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A face in an image."""
+
+    box: Box
+    """x, y, width, height in px of the image."""
+    score: float
+    """How sure the detector is. Haar: number of overlapping detections. YuNet: 0..1."""
 
 
 class DetectorError(UserError):
@@ -61,44 +74,82 @@ def cut(image: np.ndarray, box: Box, enlarge: float, size: int = CROP_SIDE) -> n
     return cv2.resize(found, (size, size), interpolation=how)
 
 
-class HaarFinder:
+class Finder(ABC):
+    """Finds faces in an image."""
+
+    @abstractmethod
+    def find_largest(self, image: np.ndarray) -> Found | None:
+        """The largest face in uint8 [H, W(, 3)], or None."""
+
+    @abstractmethod
+    def find_all(self, image: np.ndarray, min_side: int = 0) -> list[Found]:
+        """All faces in uint8 [H, W(, 3)] of at least `min_side` px a side, the largest first."""
+
+    def find(self, image: np.ndarray) -> Box | None:
+        """The box of `find_largest`."""
+        found = self.find_largest(image)
+        return found.box if found else None
+
+
+class HaarFinder(Finder):
     """OpenCV's frontal face Haar cascade (Viola and Jones 2001; the paper's detector), coarse to fine."""
 
     def __init__(self, config: FacesConfig):
         self.config = config
         self.cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
 
-    def find(self, image: np.ndarray) -> Box | None:
-        """The largest face in uint8 [H, W(, 3)] as (x, y, w, h) in its pixels, or None.
+    def find_largest(self, image: np.ndarray) -> Found | None:
+        """The largest face in uint8 [H, W(, 3)], or None.
 
         The cost of a search grows with the pixels and the scales. So a small copy is searched first, and then only
         the surroundings of what was found, at about its scale. Where the small copy shows nothing, or the fine search
         does not confirm it, the whole picture is searched (its copy of `detect_side` if it is larger).
         """
-        gray = to_gray(image)
-        picture, scale = _reduce(gray, self.config.detect_side)
-        box = self._near_coarse(picture) or self._search(picture)
-        return None if box is None else _scaled(box, scale)
+        picture, scale = _reduce(to_gray(image), self.config.detect_side)
+        found = self._near_coarse(picture) or next(iter(self._search(picture)), None)
+        return Found(_scaled(found.box, scale), found.score) if found else None
 
-    def _near_coarse(self, picture: np.ndarray) -> Box | None:
+    def find_all(self, image: np.ndarray, min_side: int = 0) -> list[Found]:
+        """All faces in uint8 [H, W(, 3)] of at least `min_side` px a side, the largest first.
+
+        Where the small copy of `find_largest` shows a face, it is here too, with the same box. The others are those
+        that a search of the whole picture finds elsewhere.
+        """
+        picture, scale = _reduce(to_gray(image), self.config.detect_side)
+        near = self._near_coarse(picture)
+        found = [near] if near else []
+        # smaller, since a box is the mean of overlapping detections, of which some are smaller than the box
+        smallest = int(0.6 * min_side * scale)
+        for other in self._search(picture, minSize=(smallest, smallest)):
+            if all(_shared(other.box, one.box) < SAME_FACE for one in found):
+                found.append(other)
+        return _sorted([Found(_scaled(one.box, scale), one.score) for one in found], min_side)
+
+    def _near_coarse(self, picture: np.ndarray) -> Found | None:
         if max(picture.shape) < 1.5 * COARSE_SIDE:
             return None  # nothing to gain
         small, scale = _reduce(picture, COARSE_SIDE)
         found = self.cascade.detectMultiScale(small, COARSE_SCALE, COARSE_NEIGHBORS)
         if not len(found):
             return None
-        x, y, w, h = (v / scale for v in _largest(found))
+        x, y, w, h = (v / scale for v in min(map(_box, found), key=_by_size))
         left, top = max(0, int(x - 0.3 * w)), max(0, int(y - 0.3 * h))
         around = picture[top : int(y + 1.3 * h), left : int(x + 1.3 * w)]
-        box = self._search(around, minSize=(int(0.7 * w),) * 2, maxSize=(int(1.45 * w),) * 2)
-        return None if box is None else (box[0] + left, box[1] + top, box[2], box[3])
+        fine = self._search(around, minSize=(int(0.7 * w),) * 2, maxSize=(int(1.45 * w),) * 2)
+        if not fine:
+            return None
+        box = fine[0].box
+        return Found((box[0] + left, box[1] + top, box[2], box[3]), fine[0].score)
 
-    def _search(self, picture: np.ndarray, **sizes) -> Box | None:
-        found = self.cascade.detectMultiScale(picture, self.config.scale_factor, self.config.min_neighbors, **sizes)
-        return _largest(found) if len(found) else None
+    def _search(self, picture: np.ndarray, **sizes) -> list[Found]:
+        """Every face, the largest first, in px of `picture`."""
+        boxes, counts = self.cascade.detectMultiScale2(picture, self.config.scale_factor, self.config.min_neighbors,
+                                                       **sizes)
+        found = [Found(_box(box), float(count)) for box, count in zip(boxes, counts, strict=True)]
+        return _sorted(found)
 
 
-class YunetFinder:
+class YunetFinder(Finder):
     """OpenCV's YuNet (`FaceDetectorYN`), from a model file that the user names."""
 
     def __init__(self, config: FacesConfig):
@@ -111,16 +162,22 @@ class YunetFinder:
         except cv2.error as error:
             raise DetectorError(f"faces.model: {config.model} is no YuNet model ({error.err})") from None
 
-    def find(self, image: np.ndarray) -> Box | None:
-        """The largest face in uint8 [H, W(, 3)] as (x, y, w, h) in its pixels, or None."""
+    def find_largest(self, image: np.ndarray) -> Found | None:
+        """The largest face in uint8 [H, W(, 3)], or None."""
+        return next(iter(self.find_all(image)), None)
+
+    def find_all(self, image: np.ndarray, min_side: int = 0) -> list[Found]:
+        """All faces in uint8 [H, W(, 3)] of at least `min_side` px a side, the largest first."""
         rgb = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
         picture, scale = _reduce(rgb, self.config.detect_side)
         self.detector.setInputSize(picture.shape[1::-1])
         found = self.detector.detect(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-        return None if found is None else _scaled(_largest(found[:, :4]), scale)
+        faces = [] if found is None else sorted(found.tolist(), key=_by_size)
+        boxes = [Found(_scaled(row[:4], scale), row[-1]) for row in faces]
+        return [one for one in boxes if min(one.box[2:]) >= min_side]
 
 
-def finder(config: FacesConfig) -> HaarFinder | YunetFinder:
+def finder(config: FacesConfig) -> Finder:
     """The configured detector. Raises: DetectorError."""
     return {"haar": HaarFinder, "yunet": YunetFinder}[config.detector](config)
 
@@ -141,7 +198,23 @@ def _scaled(box: Sequence[float], scale: float) -> Box:
     return x, y, w, h
 
 
-def _largest(boxes) -> Box:
-    """The largest of int or float [N, 4] boxes; among equals the leftmost, then the topmost."""
-    x, y, w, h = max(np.asarray(boxes).tolist(), key=lambda box: (box[2] * box[3], -box[0], -box[1]))
+def _shared(a: Box, b: Box) -> float:
+    """The part of the smaller of two boxes that the other covers, 0..1."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    return max(0, width) * max(0, height) / max(1, min(a[2] * a[3], b[2] * b[3]))
+
+
+def _box(row: Sequence[float]) -> Box:
+    x, y, w, h = (int(value) for value in row)
     return x, y, w, h
+
+
+def _by_size(box: Sequence[float]) -> tuple:
+    """Sorts the largest first; among equals the leftmost, then the topmost."""
+    return -box[2] * box[3], box[0], box[1]
+
+
+def _sorted(found: list[Found], min_side: int = 0) -> list[Found]:
+    """The faces of at least this many px a side, the largest first."""
+    return sorted((one for one in found if min(one.box[2:]) >= min_side), key=lambda one: _by_size(one.box))

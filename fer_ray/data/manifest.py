@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from fer_ray.errors import UserError
 
 EXPRESSIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
+PROBABILITIES = [f"p_{expression}" for expression in EXPRESSIONS]  # columns of every table of predictions
 SYNONYMS = {
     "anger": "angry ang an", "contempt": "contemptuous con co", "disgust": "disgusted disgusting dis di",
     "fear": "afraid fearful scared fea fe af", "happiness": "happy joy joyful smile hap ha", "neutral": "neu ne normal",

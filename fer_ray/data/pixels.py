@@ -18,6 +18,7 @@ import os
 import re
 import urllib.parse
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -164,10 +165,19 @@ def decode(content: bytes) -> np.ndarray:
     """
     if not content:
         raise ImageError("empty file")
+    return _converted(lambda: Image.open(io.BytesIO(content), formats=FORMATS))
+
+
+def from_pil(image: Image.Image) -> np.ndarray:
+    """As `decode`, of an image that Pillow has opened. Raises: ImageError."""
+    return _converted(lambda: image)
+
+
+def _converted(open_image: Callable[[], Image.Image]) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata without naming the file
-            return _decode(io.BytesIO(content))
+            return _pixels_of(open_image())
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -181,8 +191,7 @@ def decode(content: bytes) -> np.ndarray:
         raise ImageError(f"damaged image: {_one_line(error)}") from error
 
 
-def _decode(stream: io.BytesIO) -> np.ndarray:
-    image = Image.open(stream, formats=FORMATS)
+def _pixels_of(image: Image.Image) -> np.ndarray:
     width, height = image.size  # known before a pixel is decoded
     if width * height > MAX_PIXELS:
         raise ImageError(f"too large: {width * height} px, at most {MAX_PIXELS} are decoded")

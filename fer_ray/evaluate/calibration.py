@@ -99,10 +99,11 @@ def held_out_log_loss(probabilities: np.ndarray, labels: np.ndarray, subjects: l
 
 
 def at_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Softmax probabilities [N, 8] as if the logits had been divided by `temperature`."""
+    """Softmax probabilities [N, 8] as if the logits had been divided by `temperature`, as `Predictor` does it."""
     from scipy.special import softmax
 
-    return softmax(np.log(np.clip(probabilities, 1e-12, 1)) / temperature, axis=1)
+    # A larger bound than the least float32 would count: at temperature 5, 1e-12 becomes 0.004.
+    return softmax(np.log(np.clip(probabilities, np.finfo(np.float32).tiny, 1)) / temperature, axis=1)
 
 
 def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict:

@@ -59,14 +59,16 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     is_test = (held_out["split"] == "test").to_numpy()
     probabilities = everything[is_test]
     labels, subjects = batches.labels_of(test), column_of(test, "subject")
+    calibrated = calibration.calibrate(everything[~is_test], batches.labels_of(val), column_of(val, "subject"),
+                                       probabilities, labels)
     result = _describe(config, prepared, summary, checkpoint, description, history) | {
         "metrics": metrics.evaluate(probabilities, labels, subjects, config.split.seed),
-        "calibration": calibration.calibrate(everything[~is_test], batches.labels_of(val), column_of(val, "subject"),
-                                             probabilities, labels),
+        "calibration": calibrated,
         "groups": {name: metrics.by_group(probabilities, labels, subjects, column_of(test, name), config.split.seed)
                    for name in config.evaluate.groups},
         "floor": floor(config, prepared, index, description["backbone"]) if config.evaluate.floor else None,
     }
+    _store_temperature(checkpoint, calibrated)
     results.write_predictions(run, "predictions.csv", test, probabilities)
     pictures = {"": _explain(config, prepared, checkpoint, test, probabilities)}
     trained = index[index["split"] == "train"]
@@ -75,6 +77,14 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
         scored, pictures[name] = _score_whole(config, checkpoint, prepared, trained, name, uri, run)
         result["also"].append(scored)
     return result, pictures
+
+
+def _store_temperature(checkpoint: str, calibrated: dict) -> None:
+    """Keep the fitted temperature with the weights. The scores do not need it: a read-only folder ends nothing."""
+    try:
+        checkpoints.write_calibration(checkpoint, calibrated["temperature"], calibrated["reason"])
+    except storage.StorageError as error:
+        progress.say(f"evaluate: the temperature could not be stored with the checkpoint: {error}")
 
 
 def check_origin(checkpoint: str, description: dict, prepared: str, fingerprint: str) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from fer_ray import storage
-from fer_ray.data.manifest import EXPRESSIONS
+from fer_ray.data.manifest import EXPRESSIONS, PROBABILITIES
 
-PROBABILITIES = [f"p_{expression}" for expression in EXPRESSIONS]
 REMEDY = "the same command that made it (jobs/evaluate.py, or the study that the run belongs to) makes it again"
 
 

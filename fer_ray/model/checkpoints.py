@@ -3,6 +3,9 @@
 A checkpoint is a folder with `model.safetensors` (weights), `train_state.pt` (optimiser and progress; loaded with
 `weights_only=True`) and `model.json` (all that is needed to use the weights, and the sha256 of both files), which is
 written last: a folder without it was being written when its process died.
+
+Evaluation adds `calibration.json`: the temperature that was fitted on validation, by which the network's logits are
+divided where people use it.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ CONFIG_KEYS: dict[str, type] = {"name": str, "data": dict, "faces": dict, "train
 INPUT = {"classes": list(EXPRESSIONS), "input_size": augment.CROP, "mean": augment.MEAN.tolist(),
          "std": augment.STD.tolist()}
 REMEDY = "jobs/train.py with the same options goes on from the last checkpoint that is whole"
+CALIBRATION = "calibration.json"
 
 
 class CheckpointError(UserError):
@@ -173,6 +177,40 @@ def load_train_state(uri: str) -> dict:
     if not (isinstance(state, dict) and {"optimizer", "progress"} <= state.keys()):
         raise CheckpointError(f"{file}: does not hold optimizer and progress; {REMEDY}")
     return state
+
+
+def write_calibration(uri: str, temperature: float, reason: str | None) -> None:
+    """Store the temperature that calibrates the network's probabilities beside its weights, unless it is there.
+
+    Args:
+        uri: the checkpoint.
+        temperature: divides the logits; 1.0 if validation could not carry a fit.
+        reason: why it could not; None if it could.
+
+    Raises: CheckpointError; storage.StorageError, such as of a folder that is read-only.
+    """
+    content = {"temperature": temperature, "reason": reason, "sha256": describe(uri)["sha256"]}
+    file = storage.join(uri, CALIBRATION)
+    try:
+        if storage.read_own_json(file, {}, "") == content:
+            return
+    except storage.DamagedError:  # or not there
+        pass
+    storage.write_json(file, content)
+
+
+def read_temperature(uri: str) -> float | None:
+    """The temperature stored with a checkpoint; None if these weights have not been evaluated yet.
+
+    Raises: CheckpointError; storage.DamagedError; storage.StorageError.
+    """
+    file = storage.join(uri, CALIBRATION)
+    if not storage.exists(file):
+        return None
+    content = storage.read_own_json(file, {"temperature": float, "sha256": str},
+                                    "remove the file, or run jobs/evaluate.py of that run again, which writes it")
+    # a training that went on after damage may have written other weights into the folder
+    return content["temperature"] if content["sha256"] == describe(uri)["sha256"] else None
 
 
 def find_best(run: str) -> str:

@@ -14,25 +14,29 @@ from fer_ray.model import augment, backbones, checkpoints
 class Predictor:
     """A network in evaluation mode on its device, which sees the centre of each crop."""
 
-    def __init__(self, model: nn.Module, backbone: str, threads: int = 0, use_gpu: bool = False):
-        """`threads`: of torch in this whole process; 0: as many as it has."""
+    def __init__(self, model: nn.Module, backbone: str, threads: int = 0, use_gpu: bool = False,
+                 temperature: float = 1.0):
+        """`threads`: of torch in this whole process; 0: as many as it has. `temperature`: divides the logits."""
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if use_gpu else "cpu")
         # channels-last, as `augment.to_tensor` makes the images: convolutions are faster in this memory format
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.head = backbones.head(model, backbone)
+        self.temperature = temperature
 
     @classmethod
-    def from_checkpoint(cls, uri: str, threads: int = 0, use_gpu: bool = False) -> Predictor:
+    def from_checkpoint(cls, uri: str, threads: int = 0, use_gpu: bool = False,
+                        temperature: float = 1.0) -> Predictor:
         """The network of a checkpoint. Raises: checkpoints.CheckpointError; storage.StorageError."""
         model, description = checkpoints.load_model(uri)
-        return cls(model, description["backbone"], threads, use_gpu)
+        return cls(model, description["backbone"], threads, use_gpu, temperature)
 
     @torch.inference_mode()
     def probabilities(self, crops: list[np.ndarray], batch_size: int = 64) -> np.ndarray:
         """Softmax over the classes, float32 [N, 8], of N crops, uint8 [S, S] or [S, S, 3] with S >= 224."""
-        rows = [logits.softmax(1).float().cpu().numpy() for logits in self._logits(crops, batch_size)]
+        rows = [(logits.float() / self.temperature).softmax(1).cpu().numpy()
+                for logits in self._logits(crops, batch_size)]
         return np.concatenate(rows) if rows else np.zeros((0, self.head.out_features), np.float32)
 
     @torch.inference_mode()

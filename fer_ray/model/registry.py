@@ -52,7 +52,7 @@ def find(root: str, name: str = "") -> str:
 
 
 def fetch(checkpoint: str, folder: str, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Copy a checkpoint's weights and description to a local folder, in parts over several connections.
+    """Copy a checkpoint's weights, temperature and description to a local folder, in parts over several connections.
 
     Parts that are there from an interrupted fetch are kept. What does not verify is removed; `model.json` is written
     last, so that the folder is a checkpoint only when it is whole. The optimiser's state stays behind: it is as large
@@ -70,7 +70,7 @@ def fetch(checkpoint: str, folder: str, progress: Callable[[int, int], None] = l
         if checkpoints.describe(folder)["sha256"] != description["sha256"]:
             raise checkpoints.CheckpointError(f"{folder} holds another checkpoint; choose another folder")
         if weights.exists() and storage.sha256(str(weights)) == description["sha256"]:
-            return
+            return _fetch_calibration(checkpoint, folder)  # which may have been fitted since
     target.mkdir(parents=True, exist_ok=True)
     source, partial = storage.join(checkpoint, "model.safetensors"), target / "model.safetensors.part"
     try:
@@ -86,7 +86,14 @@ def fetch(checkpoint: str, folder: str, progress: Callable[[int, int], None] = l
                                           "or was on its way: run the same command again")
     os.replace(partial, weights)
     journal.unlink()
+    _fetch_calibration(checkpoint, folder)
     storage.write_json(str(target / "model.json"), description)
+
+
+def _fetch_calibration(checkpoint: str, folder: str) -> None:
+    source = storage.join(checkpoint, checkpoints.CALIBRATION)
+    if storage.exists(source):
+        storage.write_bytes(storage.join(folder, checkpoints.CALIBRATION), storage.read_bytes(source))
 
 
 def _fetch_parts(source: str, size: int, sha256: str, file: Path, journal: Path,

@@ -230,3 +230,23 @@ def test_pruning_keeps_the_latest_and_the_best(run):
     save(run / "checkpoint_5", epoch=4, at_end=False)
     checkpoints.prune(str(run), 2)
     assert sorted(folder.name for folder in run.iterdir()) == ["checkpoint_5", "checkpoint_7"]
+
+
+# --- the temperature -------------------------------------------------------------------------------------
+
+
+def test_the_temperature_belongs_to_the_weights_it_was_fitted_for(tmp_path):
+    folder = str(tmp_path / "c")
+    save(tmp_path / "c")
+    assert checkpoints.read_temperature(folder) is None
+    checkpoints.write_calibration(folder, 1.25, None)
+    written = (tmp_path / "c/calibration.json").stat().st_mtime_ns
+    checkpoints.write_calibration(folder, 1.25, None)  # the same again writes nothing
+    assert (tmp_path / "c/calibration.json").stat().st_mtime_ns == written
+    assert checkpoints.read_temperature(folder) == 1.25
+    (tmp_path / "c/calibration.json").write_text("{")
+    with pytest.raises(storage.DamagedError, match="calibration.json: is damaged.*jobs/evaluate.py"):
+        checkpoints.read_temperature(folder)
+    checkpoints.write_calibration(folder, 1.25, None)
+    edit(tmp_path / "c", sha256="of other weights")
+    assert checkpoints.read_temperature(folder) is None

@@ -136,6 +136,15 @@ def test_another_checkpoint_is_not_overwritten(root, tmp_path):
         registry.fetch(registry.find(root), str(tmp_path / "to"))
 
 
+def test_the_temperature_comes_along_also_if_it_was_fitted_later(root, tmp_path):
+    source, target = registry.find(root), str(tmp_path / "to")
+    registry.fetch(source, target)
+    assert checkpoints.read_temperature(target) is None
+    checkpoints.write_calibration(source, 1.5, None)
+    registry.fetch(source, target)
+    assert checkpoints.read_temperature(target) == 1.5
+
+
 def pull(folder: Path, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(SCRIPT), *options], cwd=folder, capture_output=True, text=True)
 

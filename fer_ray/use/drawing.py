@@ -1,0 +1,54 @@
+"""Boxes and expressions drawn onto a photograph."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fer_ray.use.recognition import Face, Recognition
+
+COLOURS = {"anger": "#d62f2f", "contempt": "#8a5a2b", "disgust": "#3f8f3a", "fear": "#7b4bb7", "happiness": "#e8a513",
+           "neutral": "#7a828c", "sadness": "#2f6fb7", "surprise": "#e0701f"}
+
+
+def annotate(picture: np.ndarray, recognition: Recognition) -> Image.Image:
+    """The photograph with the box of each face, its expression and the probability of that.
+
+    Args:
+        picture: uint8 [H, W(, 3)].
+        recognition: of that photograph.
+
+    Returns: an RGB image of Pillow of the same size.
+    """
+    image = Image.fromarray(picture).convert("RGB")
+    draw = ImageDraw.Draw(image)
+    line = max(2, round(max(image.size) / 320))
+    font = ImageFont.load_default(max(11, max(image.size) / 36))
+    for face in recognition.faces:
+        colour = COLOURS[face.expression]
+        corners = _corners(face)
+        draw.line([*corners, corners[0]], fill=colour, width=line, joint="curve")
+        _write(draw, f"{face.expression} {face.probabilities[face.expression]:.0%}", corners, font, colour, image.size)
+    return image
+
+
+def _corners(face: Face) -> list[tuple[float, float]]:
+    """Corners of the box, turned as the face is."""
+    x, y, width, height = face.box
+    cos, sin = math.cos(math.radians(face.angle)), math.sin(math.radians(face.angle))
+    around = [(-width / 2, -height / 2), (width / 2, -height / 2), (width / 2, height / 2), (-width / 2, height / 2)]
+    return [(x + width / 2 + dx * cos - dy * sin, y + height / 2 + dx * sin + dy * cos) for dx, dy in around]
+
+
+def _write(draw: ImageDraw.ImageDraw, text: str, corners: list[tuple[float, float]], font, colour: str,
+           size: tuple[int, int]) -> None:
+    """Write white on `colour` above the corners, or inside where there is no room."""
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    pad = (bottom - top) // 3
+    width, height = right - left + 2 * pad, bottom - top + 2 * pad
+    x = max(0, min(min(x for x, _ in corners), size[0] - width))
+    y = max(0, min(y for _, y in corners) - height)
+    draw.rectangle((x, y, x + width, y + height), fill=colour)
+    draw.text((x + pad - left, y + pad - top), text, font=font, fill="white")

@@ -1,0 +1,158 @@
+"""`Recognizer`: a trained network on photographs, in five lines of Python and without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, Protocol, overload
+
+import numpy as np
+from PIL import Image
+
+from fer_ray import storage
+from fer_ray.data import pixels
+from fer_ray.data_config import FacesConfig
+from fer_ray.model import checkpoints, registry
+from fer_ray.use import drawing, photographs
+from fer_ray.use.photographs import Crop, Cutter, Photograph, Search
+from fer_ray.use.recognition import Face, Recognition, Recognitions
+
+CHUNK = 64  # photographs whose pixels are in memory at once
+
+
+class Network(Protocol):
+    """What scores faces: `model.predictor.Predictor`, or whatever else runs an exported network."""
+
+    def probabilities(self, crops: list[np.ndarray], batch_size: int = 64) -> np.ndarray:
+        """Calibrated probabilities, float32 [N, 8], of N crops, uint8 [256, 256] or [256, 256, 3] (RGB) each."""
+
+
+class Recognizer:
+    """Says the expression of the faces in photographs.
+
+    ::
+
+        recognizer = Recognizer.load("models/mine")
+        result = recognizer("photograph.jpg")
+        print(result.to_pandas())
+        recognizer.annotate("photograph.jpg").save("annotated.jpg")
+
+    It serves one thread at a time; in itself it finds faces by one thread a core.
+    """
+
+    def __init__(self, network: Network, search: Search, temperature: float | None):
+        """`temperature`: that the network's probabilities are calibrated by; None if nobody has fitted one."""
+        self.network, self.search, self.temperature = network, search, temperature
+        self.cutter = Cutter(search)
+        self._pool = ThreadPoolExecutor(os.cpu_count())  # kept, since each thread loads a detector of its own
+
+    @classmethod
+    def load(cls, source: str | os.PathLike, name: str = "", *, faces: Literal["all", "largest"] = "all",
+             tilt: bool = False, min_face: int = 0, use_gpu: bool = False,
+             faces_config: FacesConfig | None = None) -> Recognizer:
+        """The network of a checkpoint, with the temperature that is stored with it.
+
+        Args:
+            source: folder or s3:// URI of a checkpoint, or of a storage.
+            name: of a run in the storage; may be left out if the storage holds only one.
+            faces: all faces of a photograph, or the largest alone, which is found faster.
+            tilt: where no face is found, turn the photograph by 30 degrees to either side and search again.
+            min_face: smallest side of a face in px.
+            use_gpu: compute on a GPU.
+            faces_config: how faces are found and cut; by default as the network's training images were.
+
+        Raises: checkpoints.CheckpointError if there is no whole checkpoint of this program's eight classes;
+            faces.DetectorError; storage.StorageError.
+        """
+        from fer_ray.model.predictor import Predictor  # imports torch
+
+        checkpoint = find_checkpoint(os.fspath(source), name)
+        search = Search(faces_config or trained_faces(checkpoint), faces, tilt, min_face)
+        temperature = checkpoints.read_temperature(checkpoint)
+        if temperature is None:
+            warnings.warn(f"{checkpoint}: {NOT_CALIBRATED}", stacklevel=2)
+        return cls(Predictor.from_checkpoint(checkpoint, use_gpu=use_gpu, temperature=temperature or 1.0), search,
+                   temperature)
+
+    @overload
+    def __call__(self, images: Photograph) -> Recognition: ...
+
+    @overload
+    def __call__(self, images: Iterable[Photograph]) -> Recognitions: ...
+
+    def __call__(self, images: Photograph | Iterable[Photograph]) -> Recognition | Recognitions:
+        """The faces of a photograph, or of each of several, whose faces go through the network in common batches.
+
+        Args:
+            images: a path or URI, the bytes of an image file, an image of Pillow, or an array, uint8 [H, W] (grey) or
+                [H, W, 3] (RGB); or a list of any of these.
+
+        Returns: the faces of a photograph, the largest first, or the reason why there is none; of several, in their
+            order.
+
+        Raises: ValueError or TypeError for an array or object that can be no image; storage.StorageError if storage
+            does not answer. An image that is missing or damaged is no error: its result has the reason.
+        """
+        if isinstance(images, Photograph):
+            return next(self.iterate([images]))
+        return Recognitions(self.iterate(images))
+
+    def iterate(self, images: Iterable[Photograph]) -> Iterator[Recognition]:
+        """As a call with a list, but one result after the other: memory stays the same, however many there are."""
+        numbered = enumerate(images)
+        while chunk := list(itertools.islice(numbered, CHUNK)):
+            cut = list(self._pool.map(lambda image: self._cut(image[1]), chunk))
+            scores = iter(self.network.probabilities([crop.pixels for crops, _ in cut for crop in crops]))
+            for (number, image), (crops, reason) in zip(chunk, cut, strict=True):
+                found = tuple(Face.of(crop.box, crop.score, crop.angle, crop.whole, next(scores)) for crop in crops)
+                yield Recognition(_title(image, number), found, reason)
+
+    def annotate(self, image: Photograph, recognition: Recognition | None = None) -> Image.Image:
+        """A copy of the photograph with the box, expression and probability of each face drawn on it.
+
+        Args:
+            image: one, as of a call.
+            recognition: what a call said of it, so that nothing is computed again.
+
+        Returns: an RGB image of Pillow.
+
+        Raises: pixels.ImageError if the image cannot be read; as a call.
+        """
+        picture = photographs.load(image)
+        return drawing.annotate(picture, recognition or self(picture))
+
+    def _cut(self, image: Photograph) -> tuple[list[Crop], str | None]:
+        try:
+            return self.cutter.crops(photographs.load(image)), None
+        except pixels.ImageError as error:
+            return [], str(error)
+
+
+NOT_CALIBRATED = ("no temperature is stored with this checkpoint, so its probabilities are as the network gives them; "
+                  "jobs/evaluate.py of its run fits and stores one")
+
+
+def find_checkpoint(source: str, name: str = "") -> str:
+    """URI of a checkpoint: of the folder `source` itself, or of the best one of a run in the storage `source`.
+
+    Raises: checkpoints.CheckpointError; storage.DamagedError; storage.StorageError.
+    """
+    is_storage = name or not storage.exists(storage.join(source, "model.json"))
+    if is_storage and (name or storage.exists(storage.join(source, "best"))):
+        return registry.find(source, name)
+    return source
+
+
+def trained_faces(checkpoint: str) -> FacesConfig:
+    """How the faces were found and cut that the network was trained on. Raises: checkpoints.CheckpointError."""
+    trained = checkpoints.describe(checkpoint)["config"]["faces"]
+    known = {field.name for field in dataclasses.fields(FacesConfig)}
+    return FacesConfig(**{key: value for key, value in trained.items() if key in known})
+
+
+def _title(image: Photograph, number: int) -> str:
+    return photographs.name_of(image) if isinstance(image, str | os.PathLike) else f"#{number}"

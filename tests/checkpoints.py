@@ -1,0 +1,28 @@
+"""A checkpoint of a tiny network with random weights, for tests of what uses one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fer_ray.config import Config, to_dict
+from fer_ray.data_config import FacesConfig
+from fer_ray.model import backbones, checkpoints
+
+TINY = "timm:test_resnet"
+
+
+def write(folder: Path, faces: FacesConfig | None = None, temperature: float | None = None) -> str:
+    """Write it; its folder. `temperature`: stored as an evaluation does it; None: never evaluated."""
+    torch.manual_seed(0)
+    model = backbones.build(TINY).eval()
+    with torch.no_grad():  # so that probabilities differ between faces
+        backbones.head(model, TINY).weight.mul_(20)
+    description = {"metrics": {"val_balanced_accuracy": 0.5}, "at_end_of_epoch": True,
+                   "config": to_dict(Config(name="tiny", faces=faces or FacesConfig())),
+                   "progress": {"epoch": 1, "step": 0}}
+    checkpoints.save(str(folder), TINY, model, {"optimizer": {}, "progress": {}}, description)
+    if temperature:
+        checkpoints.write_calibration(str(folder), temperature, None)
+    return str(folder)
