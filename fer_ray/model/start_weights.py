@@ -14,7 +14,8 @@ import os
 import pickle
 import re
 import urllib.request
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ DOWNLOAD_TIMEOUT_S = 10
 ZIP_START, ZIP_DIRECTORY, OLD_START = b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 LARGEST_ZIP_TAIL = 22 + 2**16  # bytes from the end within which the directory's end record begins
 LARGEST_HEADER = 100 * 2**20  # bytes, what safetensors itself allows
+# Where programs keep a state dict among other things: Lightning and timm, PyTorch's tutorial, torchvision's scripts.
+KEYS = ("state_dict", "model_state_dict", "model")
 
 
 class WeightsError(UserError):
@@ -81,8 +84,8 @@ def load(train: TrainConfig) -> dict[str, torch.Tensor]:
 def initial_state(backbone: str, weights: str, seed: int) -> dict[str, torch.Tensor]:
     """State dict of `weights` ("imagenet", "none" or a file) with a new last layer, drawn at random from `seed`.
 
-    A file holds a state dict, as torch.save or safetensors writes it. It may lie inside a dict under `state_dict` or
-    `model`, as Lightning and torchvision's scripts keep it, and its names may have a prefix, such as `module.` of DDP.
+    A file holds a state dict, as torch.save or safetensors writes it. It may lie inside a dict under one of `KEYS`, and
+    its names may have a prefix, such as `module.` of DDP. Both are printed, and which tensors are not used.
 
     Raises: WeightsError when the weights cannot be had, do not fit or are not finite; ConfigError for an unknown timm
         name.
@@ -99,12 +102,16 @@ def initial_state(backbone: str, weights: str, seed: int) -> dict[str, torch.Ten
     source = _imagenet(backbone) if weights == "imagenet" else read_state(weights)
     last_layer = backbones.head_name(backbone, model) + "."
     body = {name: values for name, values in state.items() if not name.startswith(last_layer)}
-    source = _without_prefix(source, next(iter(body)))
-    taken = {name: values for name, values in source.items() if name in body}
+    source = _without_prefix(source, body.keys(), weights)
+    # resnet50's names are among resnet152's: tensors of the same modules that are left over tell a deeper network
+    modules = {_module(name) for name in body}
+    taken = {name: values for name, values in source.items()
+             if name in body or (_module(name) in modules and not name.startswith(last_layer))}
     if wrong := backbones.differences(body, taken):
         raise WeightsError(f"train.weights {weights}: does not fit {backbone}: {wrong}")
     if wrong := checkpoints.not_finite(taken):
         raise WeightsError(f"train.weights {weights}: {wrong}")
+    _say_unused(weights, [name for name in source if name not in taken])
     return {name: taken.get(name, values) for name, values in state.items()}
 
 
@@ -209,9 +216,11 @@ def _parse(uri: str, content: bytes) -> dict[str, torch.Tensor]:
                            "is run: save model.state_dict() alone") from None
     except Exception as error:  # a damaged file raises whatever its bytes lead to
         raise WeightsError(f"train.weights {uri}: not a state dict ({_one_line(error)})") from None
-    for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
+    while isinstance(found, Mapping) and (key := next((k for k in KEYS if isinstance(found.get(k), Mapping)), None)):
+        others = sorted(str(other) for other in found if other != key)
+        print(f"train.weights {uri}: the state dict under {key!r} is used"
+              + (f", not what is under {', '.join(others)}" if others else ""), flush=True)
+        found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(values, torch.Tensor) for values in found.values()):
         raise WeightsError(f"train.weights {uri}: holds {_kind(found)}, not a dict of tensors: save "
                            "model.state_dict() alone")
@@ -225,15 +234,39 @@ def _kind(found) -> str:
     return f"a dict whose {name!r} is a {type(values).__name__}"
 
 
-def _without_prefix(state: dict[str, torch.Tensor], known: str) -> dict[str, torch.Tensor]:
-    """`state` without the prefix that its names have before `known`, the name of one tensor of the network.
+def _without_prefix(state: dict[str, torch.Tensor], known: Collection[str], weights: str) -> dict[str, torch.Tensor]:
+    """`state` without the prefix that its names have before `known`, the names of the network's tensors.
 
-    DDP puts `module.` there, torch.compile `_orig_mod.`, Lightning the attribute that holds the network.
+    DDP puts `module.` there, torch.compile `_orig_mod.`, Lightning the attribute that holds the network. Such a file
+    may hold a loss or a second network beside it, for example its moving average: then nobody knows which is meant.
+
+    Raises: WeightsError if several prefixes fit equally well.
     """
-    if known in state:
+    suffixes = {"." + name for name in known}
+    # a network contains names that end alike, such as conv1.weight and layer1.0.conv1.weight: count what each explains
+    found = Counter(name[:dot.end()] for name in state for dot in re.finditer(r"\.", name)
+                    if name[dot.start():] in suffixes)
+    found[""] = sum(name in state for name in known)
+    (prefix, most), *others = found.most_common()
+    if equal := [other for other, count in others if count == most and most]:
+        prefixes = ", ".join(map(repr, [prefix, *equal]))
+        raise WeightsError(f"train.weights {weights}: holds several networks, named {prefixes}; save the state dict of "
+                           "one alone")
+    if not prefix:
         return state
-    prefix = next((name.removesuffix(known) for name in state if name.endswith("." + known)), "")
+    print(f"train.weights {weights}: the prefix {prefix!r} of its names is stripped", flush=True)
+    _say_unused(weights, [name for name in state if not name.startswith(prefix)])
     return {name.removeprefix(prefix): values for name, values in state.items() if name.startswith(prefix)}
+
+
+def _say_unused(weights: str, names: Collection[str]) -> None:
+    if names:
+        print(f"train.weights {weights}: not used: {', '.join(sorted({_module(name) for name in names}))}", flush=True)
+
+
+def _module(name: str) -> str:
+    """The outermost module of a tensor."""
+    return name.partition(".")[0]
 
 
 def _imagenet(backbone: str) -> dict[str, torch.Tensor]:

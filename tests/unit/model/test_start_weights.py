@@ -1,6 +1,7 @@
 """What a training starts from: the check without torch before any work, and the loading that looks at each tensor."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -54,19 +55,43 @@ def test_weights_from_a_torchvision_style_file(tmp_path):
     assert torch.equal(state["conv1.weight"], saved["conv1.weight"]) and state["fc.weight"].shape == (8, 512)
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda state: state,
-    lambda state: {f"module.{name}": values for name, values in state.items()},
-    lambda state: {"state_dict": state, "epoch": 3},
-    lambda state: {"model": {f"module.{name}": values for name, values in state.items()}, "args": None},
-    lambda state: {"state_dict": {"loss.weight": torch.ones(8), **{f"net.{n}": v for n, v in state.items()}},
-                   "pytorch-lightning_version": "2.5.0", "hyper_parameters": {"lr": 0.1}}],
-    ids=["plain", "DDP", "wrapped", "torchvision's scripts", "Lightning"])
-def test_files_of_other_programs(tmp_path, wrap):
+def named(prefix: str, state: dict) -> dict:
+    return {f"{prefix}{name}": values for name, values in state.items()}
+
+
+@pytest.mark.parametrize(("wrap", "said"), [
+    (lambda state: state, "w.pt: not used: fc$"),  # the last layer, which is replaced
+    (lambda state: named("module.", state), "the prefix 'module.' of its names is stripped"),
+    (lambda state: named("model.module.", dict(sorted(state.items()))), "the prefix 'model.module.'"),
+    (lambda state: {"state_dict": state, "epoch": 3}, "under 'state_dict' is used, not what is under epoch"),
+    (lambda state: {"model_state_dict": state, "optimizer_state_dict": {}}, "not what is under optimizer_state_dict"),
+    (lambda state: {"model": named("module.", state), "args": None}, "under 'model' is used, not .* args"),
+    (lambda state: {"model": {"state_dict": state}}, "(?s)'model' is used.*'state_dict' is used"),
+    (lambda state: {"state_dict": {"loss.weight": torch.ones(8), **named("net.", state)},
+                    "pytorch-lightning_version": "2.5.0", "hyper_parameters": {"lr": 0.1}},
+     "(?s)'net.' of its names is stripped.*not used: loss"),
+    (lambda state: {"state_dict": {**named("ema.", {"conv1.0.weight": torch.ones(1)}), **named("net.", state)}},
+     "(?s)'net.' of its names is stripped.*not used: ema")],
+    ids=["plain", "DDP", "two prefixes, sorted", "wrapped", "PyTorch's tutorial", "torchvision's scripts",
+         "wrapped twice", "Lightning", "part of a second network"])
+def test_files_of_other_programs(tmp_path, capsys, wrap, said):
     saved = tiny_state()
     torch.save(wrap(saved), tmp_path / "w.pt")
     state = load(tmp_path / "w.pt")
-    assert state.keys() == saved.keys() and torch.equal(state["conv1.0.weight"], saved["conv1.0.weight"])
+    assert state.keys() == saved.keys()
+    assert all(torch.equal(state[name], saved[name]) for name in saved if not name.startswith("fc."))
+    assert re.search(said, capsys.readouterr().out, re.M)
+
+
+def test_a_file_of_two_networks_or_of_a_deeper_one_is_refused(tmp_path):
+    import torchvision
+
+    torch.save(named("net.", tiny_state()) | named("ema.", tiny_state()), tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="several networks, named 'net.', 'ema.'; save the state dict of one alone"):
+        load(tmp_path / "w.pt")
+    torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "w.pt")  # has all names of resnet18
+    with pytest.raises(WeightsError, match="does not fit resnet18: .* unknown, the first is 'layer1.2.conv1.weight'"):
+        load(tmp_path / "w.pt", "resnet18")
 
 
 def test_safetensors_and_the_old_format_of_torch(tmp_path):
