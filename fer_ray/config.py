@@ -19,7 +19,6 @@ from fer_ray.values import (
     AtLeast1,
     Backbone,
     BelowOne,
-    LocalPath,
     Name,
     NotNegative,
     Positive,
@@ -171,12 +170,21 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Expressions of photographs without labels (jobs/predict.py), into `predictions/NAME/` of the storage."""
+    """Expressions of the faces in photographs (jobs/predict.py), into `predictions/NAME/` of the storage."""
 
-    images: LocalPath = ""
-    """Folder of images, or one image."""
+    images: Uri = ""
+    """Photographs: a folder, a bucket, one image, a glob such as 'photos/**/*.jpg', or a table (CSV, Parquet) whose
+    column `data.table.image_column` holds paths that start in the table's folder."""
     checkpoint: Uri = ""
     """Folder of the checkpoint; empty: the best one of the run `name`."""
+    faces: Literal["all", "largest"] = "all"
+    """Faces of each photograph: all, or the largest one alone, which is found faster."""
+    tilt: bool = False
+    """Where no face is found, turn the photograph by 30 degrees to either side and search again."""
+    min_face: AtLeast0 = 0
+    """Smallest side of a face in px; smaller ones are left out."""
+    annotate: bool = False
+    """Also write copies of the photographs with boxes and expressions, and a page that shows them."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ USES = {
     "prepare": _PREPARE,
     "train": (*_RUN, "train"),
     "evaluate": (*_PREPARE, "evaluate", "card", "train.use_gpu", "train.seed"),
-    "predict": ("name", "storage", "faces", "predict", "train.use_gpu"),
+    "predict": ("name", "storage", "predict", "data.table.image_column", "faces.model", "train.use_gpu"),
     "tune": (*_PREPARE, "train", "tune", *_SCORE),
     "crossval": (*_ALL_STAGES, "protocol"),
     "compare": (*_ALL_STAGES, "compare"),

@@ -13,10 +13,14 @@ from fer_ray import storage
 from fer_ray.cli import connection, wording
 from fer_ray.config import Config, TrainConfig
 from fer_ray.data import prepare, prepared_set, sources
-from fer_ray.evaluate import evaluation, inference
-from fer_ray.model import augment, checkpoints, metrics, registry, start_weights
+from fer_ray.data_config import FacesConfig
+from fer_ray.evaluate import evaluation
+from fer_ray.model import augment, checkpoints, metrics, start_weights
 from fer_ray.report import pages, prepared_page
 from fer_ray.train import inputs, job, resources, schedule, training
+from fer_ray.use import batch, gallery, recognizer
+from fer_ray.use import inputs as photographs
+from fer_ray.use.photographs import Cutter, Search
 
 
 def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
@@ -99,17 +103,34 @@ def score(config: Config, prepared: str, also: dict[str, str]) -> str:
 
 
 def run_predict(config: Config) -> str:
-    """Predict the expressions in photographs; URI of predictions.csv."""
-    images = sources.find_images(config.predict.images)
-    checkpoint = config.predict.checkpoint or registry.find(config.storage, config.name)
-    trained = checkpoints.describe(checkpoint)["config"]["faces"]
-    for key in ("detector", "enlarge"):
-        if trained[key] != (value := getattr(config.faces, key)):
-            wording.say("predict", [f"the network was trained with faces.{key} {trained[key]}, not {value}"])
+    """Predict the expressions of the faces in photographs; URI of predictions.csv."""
+    pictures = photographs.find(config.predict.images, config.data.table.image_column)
+    checkpoint = recognizer.find_checkpoint(config.predict.checkpoint or config.storage,
+                                            "" if config.predict.checkpoint else config.name)
+    search = Search(_faces_options(config, checkpoint), config.predict.faces, config.predict.tilt,
+                    config.predict.min_face)
+    Cutter(search)  # a detector that cannot be loaded ends the job before Ray starts
+    if checkpoints.read_temperature(checkpoint) is None:
+        wording.say("predict", [f"{checkpoint}: {recognizer.NOT_CALIBRATED}"])
     connection.connect()
-    uri = inference.predict_images(config, checkpoint, images)
+    job = batch.Job(storage.join(config.storage, "predictions", config.name), pictures, checkpoint, search,
+                    config.train.use_gpu)
+    uri = batch.predict(job)
     wording.say("predict", [wording.predictions(pd.read_csv(io.BytesIO(storage.read_bytes(uri))))])
+    if config.predict.annotate:
+        wording.say("predict", [f"gallery {gallery.write(job, config.name)}"])
     return uri
+
+
+def _faces_options(config: Config, checkpoint: str) -> FacesConfig:
+    """The options that the network's training images were cropped by. Others that the user gave are told, not used."""
+    trained = recognizer.trained_faces(checkpoint)
+    for field in dataclasses.fields(FacesConfig):
+        given = getattr(config.faces, field.name)
+        if field.name != "model" and given not in (field.default, used := getattr(trained, field.name)):
+            wording.say("predict", [f"faces.{field.name} is {used}, as the network was trained, and not {given}"])
+    # a file of this machine, which lay elsewhere where the network was trained
+    return dataclasses.replace(trained, model=config.faces.model or trained.model)
 
 
 def run_pipeline(config: Config) -> str:

@@ -50,14 +50,15 @@ def leaks(number_of: Mapping[str, int]) -> str:
 
 
 def predictions(table: pd.DataFrame) -> str:
-    """How many images were given each expression and why others were not, in a line.
+    """How many faces were given each expression, and why images have none, in a line.
 
     Args:
-        table: a row an image, with `expression` and `reason`, of which one is missing.
+        table: a row a face with `expression`, and a row with `reason` for each image without one; both with `image`.
     """
-    line = f"{count(len(table), 'image')}: {listed(table['expression'].value_counts().to_dict()) or 'none recognised'}"
-    missing = table["reason"].dropna().value_counts().to_dict()
-    return f"{line}; {sum(missing.values()):,} without a prediction: {reasons(missing)}" if missing else line
+    faces, missing = table["expression"].value_counts().to_dict(), table["reason"].dropna().value_counts().to_dict()
+    line = f"{count(table['image'].nunique(), 'image')}, {count(sum(faces.values()), 'face')}"
+    line += f": {listed(faces)}" if faces else ""
+    return f"{line}; {sum(missing.values()):,} without a face: {reasons(missing)}" if missing else line
 
 
 def listed(numbers: Mapping[str, int]) -> str:

@@ -143,6 +143,11 @@ def render_tune(summary: dict) -> str:
                  config=_flatten({"tune": summary["tune"], "train": summary["train"]}))
 
 
+def render_gallery(content: dict) -> str:
+    """The page of photographs with the faces drawn on them. `content`: of `use.gallery`."""
+    return _page("gallery.html.j2", False, **content)
+
+
 def is_leaking(summary: dict) -> bool:
     """Whether people, videos or pictures are in several splits, so that a test score holds for no new face.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from fer_ray.data.manifest import EXPRESSIONS, PROBABILITIES
 
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # of a table with a row a face, and a row for each photograph without one
-COLUMNS = ["image", "face", "expression", *PROBABILITIES, "x", "y", "width", "height", "score", "angle", "whole",
-           "reason"]
+SCHEMA = pa.schema([("image", pa.string()), ("face", pa.int32()), ("expression", pa.string()),
+                    *((column, pa.float32()) for column in PROBABILITIES), ("x", pa.int32()), ("y", pa.int32()),
+                    ("width", pa.int32()), ("height", pa.int32()), ("score", pa.float32()), ("angle", pa.float32()),
+                    ("whole", pa.bool_()), ("reason", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Face:
         return cls(box, score, angle, whole, EXPRESSIONS[int(probabilities.argmax())],
                    dict(zip(EXPRESSIONS, map(float, probabilities), strict=True)))
 
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Face:
+        """The face that `row` was made of."""
+        return cls((row["x"], row["y"], row["width"], row["height"]), row["score"], row["angle"], row["whole"],
+                   row["expression"], {expression: row[f"p_{expression}"] for expression in EXPRESSIONS})
+
     def row(self) -> dict[str, Any]:
         """Its columns of a table."""
         x, y, width, height = self.box
@@ -62,14 +71,20 @@ class Recognition:
     reason: str | None
     """Why there is no face: `no face found`, or what is wrong with the image. None if there is one."""
 
+    @classmethod
+    def from_rows(cls, rows: list[dict[str, Any]]) -> Recognition:
+        """What `rows` was made of."""
+        return cls(rows[0]["image"], tuple(Face.from_row(row) for row in rows if row["face"] is not None),
+                   rows[0]["reason"])
+
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each face, numbered from 0, or one row with the reason; the keys are `COLUMNS`."""
+        """A row of `SCHEMA` for each face, numbered from 0, or one row with the reason."""
         found = [{"face": number, **face.row()} for number, face in enumerate(self.faces)] or [{"reason": self.reason}]
-        return [dict.fromkeys(COLUMNS) | {"image": self.image} | row for row in found]
+        return [dict.fromkeys(SCHEMA.names) | {"image": self.image} | row for row in found]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A table of `COLUMNS` with a row for each face, or one row with the reason why there is none."""
-        return _table(self.rows())
+        """A table of `SCHEMA` with a row for each face, or one row with the reason why there is none."""
+        return to_pandas(pa.Table.from_pylist(self.rows(), schema=SCHEMA))
 
 
 class Recognitions(tuple[Recognition, ...]):
@@ -77,10 +92,11 @@ class Recognitions(tuple[Recognition, ...]):
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows of all photographs, see `Recognition.to_pandas`."""
-        return _table([row for one in self for row in one.rows()])
+        return to_pandas(pa.Table.from_pylist([row for one in self for row in one.rows()], schema=SCHEMA))
 
 
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def to_pandas(table: pa.Table) -> pd.DataFrame:
+    """A table of `SCHEMA`. Whole numbers stay whole beside rows that have none."""
     import pandas as pd
 
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"face": "Int64"})
+    return table.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}.get)

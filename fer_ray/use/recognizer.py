@@ -68,15 +68,12 @@ class Recognizer:
         Raises: checkpoints.CheckpointError if there is no whole checkpoint of this program's eight classes;
             faces.DetectorError; storage.StorageError.
         """
-        from fer_ray.model.predictor import Predictor  # imports torch
-
         checkpoint = find_checkpoint(os.fspath(source), name)
         search = Search(faces_config or trained_faces(checkpoint), faces, tilt, min_face)
         temperature = checkpoints.read_temperature(checkpoint)
         if temperature is None:
             warnings.warn(f"{checkpoint}: {NOT_CALIBRATED}", stacklevel=2)
-        return cls(Predictor.from_checkpoint(checkpoint, use_gpu=use_gpu, temperature=temperature or 1.0), search,
-                   temperature)
+        return cls(load_network(checkpoint, use_gpu), search, temperature)
 
     @overload
     def __call__(self, images: Photograph) -> Recognition: ...
@@ -134,6 +131,17 @@ class Recognizer:
 
 NOT_CALIBRATED = ("no temperature is stored with this checkpoint, so its probabilities are as the network gives them; "
                   "jobs/evaluate.py of its run fits and stores one")
+
+
+def load_network(checkpoint: str, use_gpu: bool = False, threads: int = 0) -> Network:
+    """The network of a checkpoint, at the temperature that is stored with it.
+
+    `threads`: of torch in this whole process; 0: as many as it has. Raises: as `Recognizer.load`.
+    """
+    from fer_ray.model.predictor import Predictor  # imports torch
+
+    temperature = checkpoints.read_temperature(checkpoint) or 1.0
+    return Predictor.from_checkpoint(checkpoint, threads, use_gpu, temperature)
 
 
 def find_checkpoint(source: str, name: str = "") -> str:

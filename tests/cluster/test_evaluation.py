@@ -2,16 +2,10 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from cluster.conftest import ray_on, run_job
-
-from fer_ray import config
-from fer_ray.data import sources
-from fer_ray.evaluate import inference
-from fer_ray.model import registry
+from cluster.conftest import run_job
 
 OPTIONS = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}]', "--evaluate.also",
            '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "efficientnet_lite0",
@@ -67,25 +61,6 @@ def test_label_audit_ranks_all_and_its_list_is_one_that_prepare_accepts(audited,
     rejected = pd.read_parquet(audited / "prepared/tiny/rejected.parquet")
     assert not set(index["image"]) & set(wrong["image"]) and len(index) == len(ranked) - 5
     assert rejected["reason"].str.startswith("excluded by wrong.csv").sum() == 5
-
-
-def test_damaged_predictions_of_photographs_are_made_again(audited):
-    run = config.Config(name="tiny-fold0", storage=str(audited))
-    photographs = sources.find_images(str(audited.parent / "data/jaffe"))
-    broken = audited.parent / "broken.png"
-    broken.write_bytes(b"\x89PNG\r\n\x1a\nno more")
-    images = [*photographs, (str(broken), None)]
-    checkpoint = registry.find(str(audited), run.name)
-    with ray_on(2):
-        table = Path(inference.predict_images(run, checkpoint, images))
-        whole, part = table.read_bytes(), table.parent / "part-000000000.parquet"
-        found = pd.read_csv(table)
-        assert found["image"].tolist() == [image for image, _ in images]
-        assert found["reason"].notna().tolist() == [False] * len(photographs) + [True]
-        table.write_bytes(whole[: len(whole) // 2])
-        part.write_bytes(part.read_bytes()[:-9])
-        assert inference.predict_images(run, checkpoint, images) == str(table)
-    assert table.read_bytes() == whole
 
 
 @pytest.fixture(scope="module")

@@ -130,13 +130,14 @@ def test_a_file_that_is_wrong_is_told_in_one_line(file, content, words):
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("key", ["storage", "train.weights", "evaluate.checkpoint", "predict.checkpoint"])
+@pytest.mark.parametrize("key", ["storage", "train.weights", "evaluate.checkpoint", "predict.checkpoint",
+                                 "predict.images"])
 @pytest.mark.parametrize("uri", ["s3:/x", "s3:bucket", "S3://bucket/x", "S3:x", "file:x", "file:/x", "http://h/x"])
 def test_a_uri_that_is_written_wrongly_is_no_local_folder(key, uri):
     assert f"{key}: {uri!r} is of an unknown kind; use a path, file:///... or s3://bucket" in error_of(f"--{key}", uri)
 
 
-@pytest.mark.parametrize("key", ["data.root", "data.exclude", "faces.model", "predict.images", "data.table.file"])
+@pytest.mark.parametrize("key", ["data.root", "data.exclude", "faces.model", "data.table.file"])
 def test_raw_data_lies_on_this_machine(key):
     for uri in ("s3://bucket/x", "s3:x", "https://host/x"):
         assert f"{key}: {uri!r} must be a path on this machine" in error_of(f"--{key}", uri)

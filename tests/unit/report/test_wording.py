@@ -36,9 +36,9 @@ def test_every_kind_of_split_and_leak_has_words():
 
 
 def test_predictions():
-    table = pd.DataFrame({"expression": ["happy", "happy", None, "sadness"],
+    table = pd.DataFrame({"image": ["a", "b", "c", "a"], "expression": ["happy", "happy", None, "sadness"],
                           "reason": [None, None, "no face found", None]})
-    assert wording.predictions(table) == "4 images: happy 2, sadness 1; 1 without a prediction: no face found (1)"
-    assert wording.predictions(table.iloc[:2]) == "2 images: happy 2"
-    assert wording.predictions(table.iloc[2:3]) == ("1 image: none recognised; 1 without a prediction: "
-                                                    "no face found (1)")
+    assert wording.predictions(table) == ("3 images, 3 faces: happy 2, sadness 1; 1 without a face: "
+                                          "no face found (1)")
+    assert wording.predictions(table.iloc[:2]) == "2 images, 2 faces: happy 2"
+    assert wording.predictions(table.iloc[2:3]) == "1 image, 0 faces; 1 without a face: no face found (1)"

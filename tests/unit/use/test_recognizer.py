@@ -21,7 +21,7 @@ from fer_ray.data_config import FacesConfig
 from fer_ray.evaluate import calibration
 from fer_ray.model import checkpoints, predictor
 from fer_ray.use import photographs, recognizer
-from fer_ray.use.recognition import COLUMNS
+from fer_ray.use.recognition import SCHEMA
 
 
 def face(seed: int, half_width: float = 50) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_every_face_with_box_score_and_probabilities_the_largest_first(recognize
         assert one.probabilities[one.expression] == max(one.probabilities.values())
         assert one.score >= 5 and one.angle == 0 and not one.whole
     table = result.to_pandas()
-    assert list(table) == COLUMNS and table["face"].tolist() == [0, 1] and table["x"].tolist() == [
+    assert list(table) == SCHEMA.names and table["face"].tolist() == [0, 1] and table["x"].tolist() == [
         left.box[0], right.box[0]]
 
 
@@ -102,7 +102,7 @@ def test_an_image_without_a_face_or_that_is_none_has_its_reason(recognize, tmp_p
     table = results.to_pandas()
     assert table["reason"].notna().tolist() == [True] * 8 + [False] * 2
     assert table[PROBABILITIES].notna().all(axis=1).tolist() == [False] * 8 + [True] * 2
-    assert recognize([]) == () and list(recognize([]).to_pandas()) == COLUMNS
+    assert recognize([]) == () and list(recognize([]).to_pandas()) == SCHEMA.names
 
 
 @pytest.mark.parametrize(("wrong", "error", "words"), [

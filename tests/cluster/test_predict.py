@@ -1,0 +1,114 @@
+"""Predicting photographs on a cluster: one table by three ways, resumed after a kill, shared by two nodes."""
+
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import checkpoints as tiny
+import numpy as np
+import pandas as pd
+import pytest
+from cluster.conftest import environment, nodes_of, ray_on, run_job
+
+from fer_ray import Recognizer
+from fer_ray.data import prepared_set
+from fer_ray.data.manifest import PROBABILITIES
+from fer_ray.data_config import FacesConfig
+from fer_ray.evaluate import calibration, inference
+from fer_ray.use import batch
+from fer_ray.use.inputs import Picture
+from fer_ray.use.photographs import Search
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("checkpoint") / "c", temperature=1.4)
+
+
+def test_evaluating_predicting_and_python_give_the_same_probabilities(prepared, checkpoint, tmp_path):
+    """For the same crop; evaluation is without the temperature, which it fits."""
+    uri = prepared_set.uri_of(prepared)
+    index = prepared_set.read_index(uri).sort_values("row").groupby("subject").head(5)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    images = [*index["image"], str(broken)]
+    job = batch.Job(str(tmp_path / "out"), [Picture(image, 1, 1, None) for image in images], checkpoint,
+                    Search(FacesConfig()), use_gpu=False)
+    with ray_on(2), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "PART_IMAGES", 8)
+        evaluated = inference.predict(uri, index, 64, checkpoint=checkpoint)
+        table = Path(batch.predict(job))
+        whole, part = table.read_bytes(), sorted(table.parent.glob("part-*"))[1]
+        # a kill left one part half written, and no table
+        part.write_bytes(part.read_bytes()[:-9])
+        table.unlink()
+        assert batch.predict(job) == str(table) and table.read_bytes() == whole
+    found = pd.read_csv(table)
+    assert found["image"].drop_duplicates().tolist() == images and found["reason"].notna().sum() == 1
+    largest = found[found["face"] == 0]
+    assert [" ".join(map(str, box)) for box in index["box"]] == [
+        " ".join(str(int(v)) for v in box) for box in largest[["x", "y", "width", "height"]].to_numpy()]
+    expected = calibration.at_temperature(evaluated, 1.4)
+    assert np.abs(largest[PROBABILITIES].to_numpy() - expected).max() <= 1e-5
+    python = Recognizer.load(checkpoint)(images).to_pandas()
+    assert np.abs(python[PROBABILITIES].dropna().to_numpy() - found[PROBABILITIES].dropna()).max(axis=None) <= 1e-5
+
+
+def test_the_job_writes_tables_copies_and_a_page(sample_of, checkpoint, tmp_path):
+    faces = sample_of(tmp_path / "faces", people=1)
+    options = ["--storage", str(tmp_path / "out"), "--name", "mine", "--predict.checkpoint", checkpoint,
+               "--predict.images", "faces/jaffe/**/*.tiff", "--predict.annotate", "--faces.enlarge", "0.5"]
+    done = run_job("predict", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out/predictions/mine"
+    assert f"result: {out}/predictions.csv" in done.stdout and f"predict: gallery {out}/gallery.html" in done.stdout
+    assert "faces.enlarge is 0.2, as the network was trained, and not 0.5" in done.stdout
+    table = pd.read_parquet(out / "predictions.parquet")
+    photographs = sorted(str(path) for path in (faces / "jaffe").rglob("*.tiff"))
+    assert table["image"].drop_duplicates().tolist() == photographs
+    with_faces = table.loc[table["face"].notna(), "image"].nunique()
+    assert with_faces > 0 and len(list((out / "annotated").iterdir())) == with_faces
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "gallery.html"}
+    assert run_job("predict", *options, cwd=tmp_path).returncode == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert pd.read_csv(io.BytesIO((out / "predictions.csv").read_bytes())).shape == table.shape
+
+
+DRIVER = """
+import sys
+from fer_ray.cli import connection
+from fer_ray.data_config import FacesConfig
+from fer_ray.use import batch
+from fer_ray.use.inputs import Picture
+from fer_ray.use.photographs import Search
+
+folder, checkpoint, *images = sys.argv[1:]
+batch.PART_IMAGES = 2
+connection.connect()
+batch.predict(batch.Job(folder, [Picture(image, 1, 1, None) for image in images], checkpoint,
+                        Search(FacesConfig(), "largest"), use_gpu=False))
+"""
+
+
+def test_two_nodes_share_the_photographs_and_a_killed_job_goes_on(sample_of, checkpoint, tmp_path):
+    images = sorted(str(path) for path in sample_of(tmp_path / "faces", people=2).rglob("*.png"))
+    out, script = tmp_path / "out", [sys.executable, "-c", DRIVER, str(tmp_path / "out"), checkpoint, *images]
+    with nodes_of(2, 2) as (cluster, others):
+        from ray.util import state
+
+        shell = environment(RAY_ADDRESS=cluster.address)
+        with subprocess.Popen(script, env=shell, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+            while len(list(out.glob("part-*.parquet"))) < 5:
+                assert killed.poll() is None
+                time.sleep(0.05)
+            killed.kill()
+        first = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+        assert len(first) < len(images) / 2 and not (out / "predictions.csv").exists()
+        done = subprocess.run(script, env=shell, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        workers = [actor for actor in state.list_actors(address=cluster.address) if "Scorer" in actor.class_name]
+        assert len({actor.node_id for actor in workers}) == 2, workers
+    assert first == {path: path.stat().st_mtime_ns for path in first}  # they are not made again
+    assert pd.read_csv(out / "predictions.csv")["image"].tolist() == images

@@ -1,0 +1,75 @@
+"""Which photographs a folder, a glob, a table or a name stands for."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fer_ray.data.manifest import OUTSIDE, DataError
+from fer_ray.use import inputs
+
+FILES = ["b.jpg", "a.png", "notes.txt", "trip/c.PNG", "trip/deep/d.jpg", "trip/.hidden.jpg"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos"
+    for name in FILES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x" * 3)
+    return root
+
+
+def names(found: list[inputs.Picture], root: Path) -> list[str]:
+    return [os.path.relpath(picture.image, root) for picture in found]
+
+
+def test_a_folder_is_all_images_below_it_and_an_image_is_itself(folder):
+    found = inputs.find(str(folder))
+    assert sorted(names(found, folder)) == ["a.png", "b.jpg", "trip/c.PNG", "trip/deep/d.jpg"]
+    assert {(picture.size, picture.reason) for picture in found} == {(3, None)}
+    assert found[0].mtime_ns == os.stat(found[0].image).st_mtime_ns
+    assert names(inputs.find(str(folder / "trip/c.PNG")), folder) == ["trip/c.PNG"]
+    assert names(inputs.find(str(folder / "notes.txt")), folder) == ["notes.txt"]  # who names a file means it
+
+
+@pytest.mark.parametrize(("glob", "expected"), [
+    ("*.jpg", ["b.jpg"]), ("**/*.jpg", ["b.jpg", "trip/deep/d.jpg"]), ("trip/*", ["trip/c.PNG"]),
+    ("?.*", ["a.png", "b.jpg"]),
+    ("**", ["a.png", "b.jpg", "trip/c.PNG", "trip/deep/d.jpg"]), ("[!b]*.[pj][!x]*", ["a.png"]),
+    ("trip/**/?.jpg", ["trip/deep/d.jpg"]), ("*/*/d.jpg", ["trip/deep/d.jpg"])])
+def test_a_glob_is_what_a_shell_makes_of_it(folder, glob, expected):
+    assert sorted(names(inputs.find(f"{folder}/{glob}"), folder)) == expected
+
+
+def test_a_folder_whose_name_has_wildcards_is_a_folder(folder):
+    folder.rename(folder.parent / "photos [2024]")
+    assert len(inputs.find(str(folder.parent / "photos [2024]"))) == 4
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_names_images_beside_it_each_once(folder, suffix):
+    (folder / "out.png").symlink_to("/etc/hostname")
+    rows = ["trip/c.PNG", "a.png", str(folder / "b.jpg"), "a.png", "gone.png", "../elsewhere.png", "/etc/hostname",
+            "out.png"]
+    table = pd.DataFrame({"photo": rows})
+    table.to_csv(folder / "t.csv", index=False) if suffix == "csv" else table.to_parquet(folder / "t.parquet")
+    found = inputs.find(f"{folder}/t.{suffix}", "photo")
+    assert [os.path.basename(picture.image) for picture in found] == [
+        "c.PNG", "a.png", "b.jpg", "gone.png", "elsewhere.png", "hostname", "out.png"]
+    assert [picture.reason for picture in found] == [None] * 3 + ["file not found"] + [OUTSIDE] * 3
+    with pytest.raises(DataError, match=r"no column 'image' \(data.table.image_column\); its columns are photo"):
+        inputs.find(f"{folder}/t.{suffix}")
+
+
+def test_what_is_not_there_is_told_with_what_would_be(folder):
+    (folder / "bad.parquet").write_bytes(b"PAR1")
+    (folder / "empty").mkdir()
+    for path, words in (("", "predict.images: '' is not set"), ("$PHOTOS", "is not set"),
+                        ("/nowhere", "no such folder"), ("/nowhere/*.jpg", "no such folder as /nowhere"),
+                        (f"{folder}/*.gif", "no image file there"),
+                        (f"{folder}/empty", "no image file there; known extensions: .bmp"),
+                        (f"{folder}/bad.parquet", "is no readable table")):
+        with pytest.raises(DataError, match=words):
+            inputs.find(path)
