@@ -18,7 +18,9 @@ from pathlib import Path
 
 from fer_ray.data.manifest import NOT_THERE, OUTSIDE, UNREADABLE, DataError
 
-IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split())
+# HEIC and JPEG XL are pictures that are not read: listed, so that each is rejected with its reason.
+IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jpe .jfif .jp2 .j2k .avif .heic .heif .jxl .bmp .gif .tif .tiff .webp "
+                           ".pbm .pgm .ppm .pnm".split())
 # How data sets call their splits, and how we do.
 OFFICIAL = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
             "publictest": "val", "test": "test", "testing": "test", "privatetest": "test"}

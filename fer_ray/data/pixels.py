@@ -20,18 +20,23 @@ import urllib.parse
 import warnings
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from fer_ray import storage
 from fer_ray.data import manifest
 from fer_ray.errors import UserError
 
 # Pillow reads more formats, but few of them are tested well, and for EPS it runs a program (Ghostscript).
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# How files begin that Pillow does not read, or not in every installation (ISO 14496-12: the brand of `ftyp`).
+_FOREIGN = {"HEIC": rb"....ftyp(hei|hev|mif|msf)", "AVIF": rb"....ftypavi", "JPEG XL": rb"\xff\x0a|....JXL ",
+            "TIFF with such pixels (floating point colours, for example)": rb"II\*\0|MM\0\*"}
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 8
+DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners deliver, in files that have room for 16 or 32
 _CSV = re.compile(r"^(?P<file>.+)#row=\d+,bytes=(?P<first>\d+)-(?P<end>\d+),column=(?P<column>\d+)$", re.DOTALL)
 _PARQUET = re.compile(r"^(?P<file>.+)#row=(?P<row>\d+),column=(?P<column>.+)$", re.DOTALL)
 
@@ -158,14 +163,16 @@ def _cell(file: str, row: int, column: str) -> bytes:
 def decode(content: bytes) -> np.ndarray:
     """The pixels of any image file: uint8 [H, W] (grey) or [H, W, 3] (RGB), turned upright by its EXIF orientation.
 
-    Animations give their first frame; 16-bit images are scaled to 8; CMYK, palette and alpha become RGB. EXIF that
-    cannot be understood counts as upright: the pixels do not depend on it.
+    Animations give their first frame; CMYK, palette and alpha become RGB. Pictures with more than 8 bits a value are
+    scaled by the least depth of `DEPTHS` that holds their brightest value: a 12-bit picture in a 16-bit file would be
+    black otherwise. Floating point values count from 0 to 1 if they stay below 2. EXIF that cannot be understood counts
+    as upright: the pixels do not depend on it.
 
     Raises: ImageError.
     """
     if not content:
         raise ImageError("empty file")
-    return _converted(lambda: Image.open(io.BytesIO(content), formats=FORMATS))
+    return _converted(lambda: Image.open(io.BytesIO(content), formats=FORMATS), content)
 
 
 def from_pil(image: Image.Image) -> np.ndarray:
@@ -173,49 +180,81 @@ def from_pil(image: Image.Image) -> np.ndarray:
     return _converted(lambda: image)
 
 
-def _converted(open_image: Callable[[], Image.Image]) -> np.ndarray:
+def _converted(open_image: Callable[[], Image.Image], content: bytes = b"") -> np.ndarray:
+    """`content` is the image's file, where there is one: what Pillow gives of it may have lost bits."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata without naming the file
-            return _pixels_of(open_image())
+            return _pixels_of(open_image(), content)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))
         raise ImageError(f"too large: {found[0] if found else '?'} px, at most {MAX_PIXELS} are decoded") from None
     except UnidentifiedImageError:
-        raise ImageError("not an image") from None
+        foreign = next((name for name, start in _FOREIGN.items() if re.match(start, content, re.DOTALL)), None)
+        raise ImageError(f"{foreign}: not read; save it as PNG or JPEG" if foreign else "not an image") from None
     except Exception as error:
         # Pillow's decoders raise what they stumble upon: OSError, SyntaxError, struct.error, ZeroDivisionError,
         # TypeError, MemoryError... One file among thousands must not end the job.
         raise ImageError(f"damaged image: {_one_line(error)}") from error
 
 
-def _pixels_of(image: Image.Image) -> np.ndarray:
+def _pixels_of(image: Image.Image, content: bytes) -> np.ndarray:
     width, height = image.size  # known before a pixel is decoded
     if width * height > MAX_PIXELS:
         raise ImageError(f"too large: {width * height} px, at most {MAX_PIXELS} are decoded")
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"too small: {width} x {height} px")
     image.load()
-    return _eight_bits(_upright(image))
+    if image.mode.startswith("I") or image.mode == "F":
+        found = _scaled(np.asarray(image))
+    elif content and _has_deep_colours(image, content):
+        found = _scaled(_deep_colours(image, content))
+    else:
+        found = np.asarray(image if image.mode == "L" else image.convert("L" if image.mode in ("1", "LA") else "RGB"))
+    if found.min() < found.max() < 16:
+        raise ImageError(f"nearly black: pixels up to {found.max()} of 255, as if they had fewer than 8 bits")
+    return _upright(found, image)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     """Not `ImageOps.exif_transpose`: that writes all EXIF anew and fails at any tag of the wrong type."""
     try:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF is read leniently by all viewers; what Pillow raises on damaged ones is not documented
-        return image
-    return image if turn is None else image.transpose(turn)
+        return pixels
+    return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
 
 
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W] of grey images of any depth, [H, W, 3] (RGB) of all others."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise ImageError("pixels are not finite numbers")
-        top = 65535.0 if values.max() > 255 else 255.0
-        return np.clip(values * (255.0 / top), 0, 255).astype(np.uint8)
-    return np.asarray(image if image.mode == "L" else image.convert("L" if image.mode in ("1", "LA") else "RGB"))
+def _has_deep_colours(image: Image.Image, content: bytes) -> bool:
+    """Whether the file has colours of more than 8 bits, of which Pillow keeps the upper 8 only."""
+    if image.format == "PNG":
+        return content[24] == 16 and image.mode != "L"  # the bit depth in the header (ISO 15948, 11.2.1)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,))) > 8
+    return image.format == "JPEG2000" and image.mode in ("RGB", "RGBA")  # Pillow does not tell: OpenCV shows it
+
+
+def _deep_colours(image: Image.Image, content: bytes) -> np.ndarray:
+    """All bits of a colour picture: uint8 or uint16 [H, W] or [H, W, 3] (RGB). Raises: ImageError."""
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image.mode not in ("RGB", "RGBA", "LA") or found is None or found.shape[:2] != image.size[::-1]:
+        raise ImageError(f"{image.format} with {image.mode} colours of more than 8 bits: not read; save it with 8 bits")
+    return found[..., 0] if image.mode == "LA" else cv2.cvtColor(found[..., :3], cv2.COLOR_BGR2RGB)
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """uint8 of values of any depth, in the same shape. Raises: ImageError for values that belong to no depth."""
+    if values.dtype == np.uint8:
+        return values
+    if not np.isfinite(values).all():
+        raise ImageError("pixels are not finite numbers")
+    low, high = float(values.min()), float(values.max())
+    if np.issubdtype(values.dtype, np.floating) and high < 2:  # above 1 by resampling, as below 0
+        top = 1.0
+    else:
+        top = next((2.0**bits - 1 for bits in DEPTHS if high < 2**bits), 0.0)
+    if not top or low < -0.1 * top:
+        raise ImageError(f"pixels from {low:g} to {high:g}; right is 0 to 1, or 0 to {2**DEPTHS[-1] - 1} at most")
+    return np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)

@@ -45,6 +45,45 @@ def test_every_mode_becomes_grey_or_rgb(mode, form, shape):
     assert found.shape == shape and found.dtype == np.uint8
 
 
+RAMP = np.linspace(0, 1, 1600).reshape(40, 40)
+COLOURS = np.stack([RAMP, RAMP * 0, RAMP], -1)  # in the order of OpenCV, blue first
+DEEP = [(values * (2**bits - 1)).astype(np.uint16) for values in (RAMP, COLOURS) for bits in (8, 10, 12, 16)]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".jp2"])
+def test_a_picture_of_fewer_bits_than_its_file_has_room_for_is_not_black(suffix):
+    for values in DEEP:
+        found = pixels.decode(cv2.imencode(suffix, values)[1].tobytes())
+        expected = np.rint((RAMP if values.ndim == 2 else COLOURS[..., ::-1]) * 255)
+        assert found.dtype == np.uint8 and np.abs(found - expected).max() <= 1
+
+
+def test_floating_point_and_32_bit_pictures_are_scaled_by_their_range():
+    for values, top in ((RAMP, 1.0), (RAMP * 1.02, 1.0), (RAMP * 255, 255.0), (RAMP * 65535, 65535.0)):
+        found = pixels.decode(cv2.imencode(".tiff", values.astype(np.float32))[1].tobytes())
+        assert np.abs(found - np.minimum(values / top * 255, 255)).max() <= 1
+    assert pixels.decode(cv2.imencode(".tiff", (RAMP * 4095).astype(np.int32))[1].tobytes()).max() == 255
+
+
+@pytest.mark.parametrize(("values", "reason"), [
+    (RAMP.astype(np.uint8) + (RAMP > 0.5), "nearly black: pixels up to 2 of 255"),
+    ((RAMP * 7).astype(np.uint16), "nearly black: pixels up to 7 of 255"),
+    ((RAMP * 1e6).astype(np.int32), r"pixels from 0 to 1e\+06; right is 0 to 1, or 0 to 65535 at most"),
+    ((RAMP * 200 - 100).astype(np.float32), "pixels from -100 to 100"),
+    (COLOURS.astype(np.float32), "TIFF with such pixels .*: not read; save it as PNG or JPEG")],
+    ids=["ones and twos", "three bits", "20 bits", "negative", "floating point colours"])
+def test_a_picture_whose_depth_nobody_knows_is_no_black_one(values, reason):
+    with pytest.raises(pixels.ImageError, match=reason):
+        pixels.decode(cv2.imencode(".tiff", values)[1].tobytes())
+
+
+@pytest.mark.parametrize(("start", "name"), [(b"\0\0\0\x18ftypheic", "HEIC"), (b"\0\0\0\x18ftypmif1", "HEIC"),
+                                             (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"\xff\x0a", "JPEG XL")])
+def test_a_format_that_is_not_read_is_named(start, name):
+    with pytest.raises(pixels.ImageError, match=f"{name}: not read; save it as PNG or JPEG"):
+        pixels.decode(start + bytes(100))
+
+
 def test_exif_orientation_is_applied():
     upright = np.zeros((40, 30, 3), np.uint8)
     upright[:10] = 255  # a bright strip along the top
@@ -90,7 +129,7 @@ def test_damaged_files_of_every_format_are_images_or_have_a_reason():
     """Truncated, and with single bytes changed: real damage in place of invented exceptions."""
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 255, (40, 30, 3), np.uint8))
-    for form in ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"):
+    for form in pixels.FORMATS:
         whole = np.frombuffer(encode(picture, form), np.uint8)
         for _ in range(60):
             damaged = whole[: rng.integers(1, len(whole))] if rng.random() < 0.3 else whole.copy()
