@@ -73,7 +73,9 @@ def pull(root: str, name: str, to: str) -> None:
     score, run = description["metrics"]["val_balanced_accuracy"], description["config"]["name"]
     print(f"{folder}: {description['backbone']}, validation balanced accuracy {score:.3f} after epoch "
           f"{description['progress']['epoch']}, sha256 verified")
-    print(f"use it: python jobs/evaluate.py --storage {shlex.quote(root)} --name {shlex.quote(run)} "
+    print(f"use it: fer_ray.Recognizer.load({folder!r}) in Python, or python jobs/predict.py --predict.checkpoint "
+          f"{shlex.quote(folder)} --predict.images PHOTOGRAPHS")
+    print(f"score it: python jobs/evaluate.py --storage {shlex.quote(root)} --name {shlex.quote(run)} "
           f"--evaluate.checkpoint {shlex.quote(folder)}")
 
 

@@ -151,7 +151,8 @@ def pull(folder: Path, *options: str) -> subprocess.CompletedProcess:
 
 def test_the_script_fetches_and_says_how_to_go_on(root, tmp_path):
     done = pull(tmp_path, "--storage", root)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("use it: python jobs/evaluate.py"), done
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("score it: python jobs/evaluate.py"), done
+    assert "use it: fer_ray.Recognizer.load('one') in Python, or python jobs/predict.py" in done.stdout
     assert (tmp_path / "one/model.json").exists()
 
 
