@@ -10,6 +10,10 @@ from torch import nn
 
 from fer_ray.model import augment, backbones, checkpoints
 
+# EfficientNet-Lite0 on a CPU takes three times as long for an image in a batch of 64, whose activations come and go as
+# new pages of memory (measured on two cores). A GPU needs many images to be busy.
+BATCH_SIZES = {"cpu": 8, "cuda": 64}
+
 
 class Predictor:
     """A network in evaluation mode on its device, which sees the centre of each crop."""
@@ -33,10 +37,13 @@ class Predictor:
         return cls(model, description["backbone"], threads, use_gpu, temperature)
 
     @torch.inference_mode()
-    def probabilities(self, crops: list[np.ndarray], batch_size: int = 64) -> np.ndarray:
-        """Softmax over the classes, float32 [N, 8], of N crops, uint8 [S, S] or [S, S, 3] with S >= 224."""
+    def probabilities(self, crops: list[np.ndarray], batch_size: int = 0) -> np.ndarray:
+        """Softmax over the classes, float32 [N, 8], of N crops, uint8 [S, S] or [S, S, 3] with S >= 224.
+
+        `batch_size`: crops of a forward pass; 0: what suits the device.
+        """
         rows = [(logits.float() / self.temperature).softmax(1).cpu().numpy()
-                for logits in self._logits(crops, batch_size)]
+                for logits in self._logits(crops, batch_size or BATCH_SIZES[self.device.type])]
         return np.concatenate(rows) if rows else np.zeros((0, self.head.out_features), np.float32)
 
     @torch.inference_mode()

@@ -27,7 +27,7 @@ CHUNK = 64  # photographs whose pixels are in memory at once
 class Network(Protocol):
     """What scores faces: `model.predictor.Predictor`, or whatever else runs an exported network."""
 
-    def probabilities(self, crops: list[np.ndarray], batch_size: int = 64) -> np.ndarray:
+    def probabilities(self, crops: list[np.ndarray]) -> np.ndarray:
         """Calibrated probabilities, float32 [N, 8], of N crops, uint8 [256, 256] or [256, 256, 3] (RGB) each."""
 
 

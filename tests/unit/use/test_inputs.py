@@ -69,7 +69,7 @@ def test_what_is_not_there_is_told_with_what_would_be(folder):
     for path, words in (("", "predict.images: '' is not set"), ("$PHOTOS", "is not set"),
                         ("/nowhere", "no such folder"), ("/nowhere/*.jpg", "no such folder as /nowhere"),
                         (f"{folder}/*.gif", "no image file there"),
-                        (f"{folder}/empty", "no image file there; known extensions: .bmp"),
+                        (f"{folder}/empty", "no image file there; known extensions: .*bmp"),
                         (f"{folder}/bad.parquet", "is no readable table")):
         with pytest.raises(DataError, match=words):
             inputs.find(path)
