@@ -139,9 +139,11 @@ class FacesConfig:
     """What finds faces: OpenCV's Haar cascade for frontal faces, as in the paper, or its network YuNet."""
     model: LocalPath = ""
     """Model file of YuNet (face_detection_yunet_2023mar.onnx of OpenCV's model zoo); only for `yunet`."""
-    already_cropped: bool = False
-    """The images show a face and nothing else: each is used whole, without a search. FER2013 and CK+48 are known to be
-    so."""
+    already_cropped: Literal["auto", True, False] = "auto"
+    """`true`: the images show a face and nothing else, and each is used whole, without a search, as those of FER2013
+    and CK+48 always are. `false`: they are photographs. `auto`: a face that fills its image is found too, with a border
+    about the image, and that image is used whole; and if these show that the images of a data set are cropped to the
+    face, so are those in which no face is found. It says what it decided."""
     enlarge: Annotated[float, Interval(ge=0, le=10)] = 0.2
     """How much a found box grows about its centre, as a part of its side; 0.2: by 20 %, as in the paper."""
     scale_factor: Annotated[float, Interval(gt=1, le=10)] = 1.1

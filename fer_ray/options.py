@@ -179,7 +179,7 @@ class _Reader:
             if kind is None:
                 self.problems.append(f"{where}unknown key {key!r}{checks.nearest(key, list(self.known))}")
             elif not values.is_section(kind):
-                into[name] = value
+                into[name] = values.with_bool(kind, value)
                 self.origins.pop(key, None)
                 if origin:
                     self.origins[key] = origin

@@ -75,12 +75,22 @@ def text_of(kind: Any) -> str:
     return next((mark.of for mark in get_args(kind)[1:] if isinstance(mark, Text)), "")
 
 
+def with_bool(kind: Any, value: Any) -> Any:
+    """A value as it was read from text; `true` and `false` become booleans where a choice is between these and words.
+
+    Pydantic reads the text of booleans, but not in a choice.
+    """
+    is_choice = get_origin(kind) is Literal and True in get_args(kind)
+    return {"true": True, "false": False}.get(value, value) if is_choice and isinstance(value, str) else value
+
+
 def legal(kind: Any) -> str:
     """Which values a type allows, as an error message, `--help` and docs/options.md say it."""
     if is_section(kind):
         return f"keys and values, such as {next(iter(hints(kind)))}: ..."
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
+        words = [str(value).lower() if isinstance(value, bool) else value for value in get_args(kind)]
+        return f"one of {', '.join(words)}"
     if get_origin(kind) is list:
         item = get_args(kind)[0]
         if is_section(item):

@@ -8,6 +8,8 @@ Measured on the same images, taking turns, `--rounds` times:
 - one core: the same work in one process, without Ray;
 - pool: the same work in a bare pool of processes, which is the limit of what Ray could reach on these cores.
 
+And before these a whole prepare, and the same again with ten images more, with nothing new, and with all files touched.
+
 Prints the medians; the last line is JSON.
 """
 
@@ -18,6 +20,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 import time
@@ -29,13 +32,15 @@ import cv2.data
 import numpy as np
 import pyarrow as pa
 
+from fer_ray import storage
 from fer_ray.cli import connection
 from fer_ray.config import Config
-from fer_ray.data import manifest, pixels, prepare, prepared_set
+from fer_ray.data import crops, manifest, pixels, prepare, prepared_set, provenance
 from fer_ray.data_config import FacesConfig
 
 CORES = os.cpu_count() or 1
 ONE_CORE_IMAGES = 512
+ADDED = 10
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
@@ -58,7 +63,8 @@ def find_images(root: Path, count: int, side: int) -> list[str]:
 def manifest_of(images: list[str], repeat: int = 1) -> manifest.Manifest:
     """The images as a data set. Repeated ones get a `./` in their path, so that each counts as a file of its own."""
     rows = [{"image": os.path.dirname(image) + "/./" * number + "/" + os.path.basename(image), "expression": "neutral",
-             "subject": str(person)} for number in range(repeat) for person, image in enumerate(images)]
+             "subject": str(person), **dict(zip(manifest.FILE_COLUMNS, storage.stat(image), strict=True))}
+            for number in range(repeat) for person, image in enumerate(images)]
     return manifest.build(rows, [], "bench", "bench")
 
 
@@ -83,39 +89,46 @@ def prepare_with_ray(data: manifest.Manifest, out: str) -> tuple[float, str]:
     """Seconds from image files to Parquet, without the split and its audit, and the folder of the parts."""
     folder = f"{out}/{time.time_ns()}"
     start = time.perf_counter()
-    prepare.write_parts(folder, data.rows, FacesConfig())
+    prepare.write_parts(folder, parts_of(data), FacesConfig(), data.rows.num_rows)
     return time.perf_counter() - start, folder
+
+
+def parts_of(data: manifest.Manifest) -> list[dict]:
+    """What each part of a prepared set of these images is to be made of."""
+    nothing = provenance.Stored("/nowhere")
+    return provenance.plan(provenance.recall(provenance.deal(data.rows), None, nothing)[0], nothing)[1]
 
 
 def prepare_on_one_core(data: manifest.Manifest, out: str) -> float:
     """Images a second of the function that Ray's tasks run, in this process."""
-    images = data.rows.slice(0, ONE_CORE_IMAGES).select(["image", "face", "cropped"]).to_pylist()
+    images = parts_of(manifest.Manifest(data.rows.slice(0, ONE_CORE_IMAGES), data.rejected))
     start = time.perf_counter()
-    prepare.crop_parts({"part": [0], "images": [images]}, f"{out}/alone", FacesConfig())
+    for part in images:
+        crops.crop_parts({name: [value] for name, value in part.items()}, f"{out}/alone", FacesConfig())
     seconds = time.perf_counter() - start
     cv2.setNumThreads(-1)  # that function has set one thread; the loop may use all
-    return len(images) / seconds
+    return min(ONE_CORE_IMAGES, data.rows.num_rows) / seconds
 
 
 def prepare_in_pool(data: manifest.Manifest, out: str) -> float:
     """Images a second of the same function in a bare pool of processes."""
-    images, size = data.rows.select(["image", "face", "cropped"]).to_pylist(), prepared_set.PART_ROWS
-    parts = [{"part": [part], "images": [images[part * size : (part + 1) * size]]}
-             for part in range(len(images) // size)]
+    parts = [({name: [value] for name, value in part.items()}, out, FacesConfig()) for part in parts_of(data)]
     pool = multiprocessing.get_context("fork").Pool(CORES)
     start = time.perf_counter()
-    pool.starmap(prepare.crop_parts, [(part, out, FacesConfig()) for part in parts], chunksize=1)
+    pool.starmap(crops.crop_parts, parts, chunksize=1)
     seconds = time.perf_counter() - start
     pool.close()  # not terminated: the forked processes have inherited Ray's signal handlers
     pool.join()
-    return len(parts) * size / seconds
+    return data.rows.num_rows / seconds
 
 
 def box_agreement(boxes: dict[str, Box | None], data: manifest.Manifest, folder: str) -> float:
     """Of the faces that the loop found, the share whose box fer_ray meets with an IoU of at least 0.9."""
-    parts = prepared_set.read_metadata(folder, -(-data.rows.num_rows // prepared_set.PART_ROWS))
-    images = [data.rows.column("image")[row].as_py() for row in parts["row"]]
-    ours = dict(zip(images, parts["box"], strict=True))
+    dealt = provenance.deal(data.rows)
+    names = {prepared_set.number_of(name): name for name in provenance.Stored(folder).keys}
+    made = prepared_set.read_metadata(folder, names.values()).merge(
+        dealt.assign(part=dealt["number"].map(names)), on=["part", "part_row"])
+    ours = dict(zip(made["image"], made["box"], strict=True))
     return float(np.mean([image in ours and iou(box, ours[image]) >= 0.9 for image, box in boxes.items() if box]))
 
 
@@ -133,6 +146,24 @@ def small_job_seconds(rows: pa.Table, out: str) -> float:
     config = Config(name="small", storage=out, faces=FacesConfig(on_no_face="whole"))
     prepare.prepare(config, manifest.Manifest(rows, manifest.build([], [], "", "").rejected))
     return time.perf_counter() - start
+
+
+def again_seconds(images: list[str], out: str) -> dict[str, float]:
+    """Seconds of a whole `prepare` of all images but ten, of all of them, and after all files were touched."""
+    copied = Path(out) / "copied"
+    copied.mkdir()
+    files = [str(shutil.copy(image, copied / f"{number:05}{Path(image).suffix}"))
+             for number, image in enumerate(images)]
+    config, found = Config(name="again", storage=out), {}
+    for what, now in (("first", files[:-ADDED]), ("ten more", files), ("nothing new", files), ("all touched", files)):
+        if what == "all touched":
+            for file in files:
+                os.utime(file)
+        data = manifest_of(now)
+        start = time.perf_counter()
+        prepare.prepare(config, data)
+        found[what] = round(time.perf_counter() - start, 2)
+    return found
 
 
 def peak_memory(data: manifest.Manifest, out: str) -> int:
@@ -168,6 +199,8 @@ def main() -> None:
     connection.connect()
     with tempfile.TemporaryDirectory() as out:
         prepare_with_ray(manifest.Manifest(data.rows.slice(0, 256), data.rejected), out)  # starts the workers
+        again = again_seconds(images, out)
+        print("whole prepare (s):", again, flush=True)
         rounds, boxes, folder = [], {}, ""
         for _ in range(options.rounds):
             start = time.perf_counter()
@@ -179,6 +212,7 @@ def main() -> None:
             print("  ".join(f"{name} {rate:.1f}" for name, rate in rounds[-1].items()), "images/s", flush=True)
         result = {
             **medians(rounds),
+            "prepare_again_s": again,
             "box_agreement": round(box_agreement(boxes, data, folder), 4),
             "job_of_50_images_s": round(small_job_seconds(data.rows.slice(0, 50), out), 1),
             "worker_memory_mb": {str(len(images)): peak_memory(data, out),

@@ -27,7 +27,10 @@ SCHEMA = pa.schema([("image", pa.string()), ("expression", pa.string()), ("subje
                     ("face", pa.list_(pa.int32())),  # x, y, w, h in px where the data set says so
                     ("cropped", pa.bool_()),  # the image is a face and nothing else: no search
                     ("groups", pa.string()),  # the user's own columns, as JSON
-                    ("excluded", pa.string())])  # why the user leaves it out
+                    ("excluded", pa.string()),  # why the user leaves it out
+                    # of the file that holds the image, as it was listed
+                    ("file_size", pa.int64()), ("file_mtime_ns", pa.int64())])
+FILE_COLUMNS = ("file_size", "file_mtime_ns")  # tell whether a file was touched, nothing of the image
 REJECT_SCHEMA = pa.schema([("image", pa.string()), ("dataset", pa.string()), ("expression", pa.string()),
                            ("reason", pa.string())])
 

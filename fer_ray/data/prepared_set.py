@@ -1,16 +1,18 @@
 """The prepared set on disk: what a folder of crops holds, and how to read it.
 
 A prepared set is a folder:
-- `images/part-NNNNN.parquet`: one row an image, `PART_SCHEMA`; `crop` is a PNG of 256 x 256, 1 or 3 channels;
-- `images/part-NNNNN.json`: the record of a part, written after it: size and sha256 of the part, the options and images
-  it was cropped from (see `provenance`), and the reason of each image that gave no crop;
-- `index.parquet`: one row an image: the manifest's columns, those of the parts without the pictures, `part`, `cluster`
-  (near-duplicates share a number), `split`, and `fold` in cross-validation. The split stands here and not beside the
-  pixels, so that another split never decodes an image again;
+- `images/part-NNNNN-HASH.parquet`: one row an image, `PART_SCHEMA`, those without a crop included; `crop` is a PNG of
+  256 x 256, 1 or 3 channels. HASH begins the sha256 of the file: a part is never changed, another one takes its place,
+  and whoever still reads by an older index finds its file or none, but never other crops;
+- `index.parquet`: one row an image: the manifest's columns, those of the parts without the pictures, `row` (its number
+  in the manifest), `part` and `part_row` (where its crop lies), `cluster` (near-duplicates share a number), `split`,
+  and `fold` in cross-validation. The split stands here and not beside the pixels, so that another split never decodes
+  an image again;
+- `contents.parquet`: the sha256 of each image's bytes, with size and time of its file (see `provenance`);
 - `splits/NAME/`: a prepared set like this one, split in another way; it has the same files but for the pictures;
 - `rejected.parquet`, `leaks.parquet`, `conflicts.parquet`;
-- `prepared.json`: counts, fingerprint, configuration, and size and sha256 of all files above but the records. It is
-  written last: without it the set is not complete.
+- `prepared.json`: counts, fingerprint, configuration, names of the parts, size and sha256 of the tables. It is written
+  last: without it the set is not complete.
 
 Readers raise an error that names the file and the command that makes it again, whatever is wrong with a file. Tables
 are held against their sha256. Parts are not, since they are read once an epoch: a PNG has checksums of its own.
@@ -21,6 +23,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -33,16 +37,19 @@ from fer_ray.config import Config
 from fer_ray.data import duplicates, manifest
 from fer_ray.storage import DamagedError
 
-SCHEMA_VERSION = 5
-PART_ROWS = 128  # fixed, so that the parts do not depend on the number of workers
+SCHEMA_VERSION = 6
 SUMMARY: dict[str, type] = {"schema_version": int, "request": str, "fingerprint": str, "files": dict, "counts": dict,
                             "config": dict}  # what all readers of prepared.json rely on
+THREADS = 16  # they wait for storage, or hash without Python's lock
 TABLES = ("index", "rejected", "leaks", "conflicts")
-META = [("row", pa.int64()), ("box", pa.list_(pa.int32())), ("face_found", pa.bool_()), ("width", pa.int32()),
-         ("height", pa.int32()), ("channels", pa.int8()), ("digest", pa.string()),
-         *((name, pa.uint64()) for name in duplicates.HASHES),
-         *((name, pa.binary()) for name in duplicates.THUMBNAILS)]
-PART_SCHEMA = pa.schema([*META, ("crop", pa.binary())])
+# What a crop was made of: sha256 of the bytes that an image is decoded from (or why they cannot be read), and what the
+# data set says of the face in it.
+KEY = [("content", pa.string()), ("face", pa.list_(pa.int32())), ("cropped", pa.bool_())]
+META = [("box", pa.list_(pa.int32())), ("face_found", pa.bool_()), ("width", pa.int32()), ("height", pa.int32()),
+        ("channels", pa.int8()), ("digest", pa.string()), *((name, pa.uint64()) for name in duplicates.HASHES),
+        *((name, pa.binary()) for name in duplicates.THUMBNAILS)]
+# `reason`: why there is no crop. `search`: what looking for a face came to, one of `faces.SEARCHES`.
+PART_SCHEMA = pa.schema([*KEY, ("reason", pa.string()), ("search", pa.string()), *META, ("crop", pa.binary())])
 
 
 def uri_of(config: Config) -> str:
@@ -75,6 +82,9 @@ def read_summary(uri: str) -> dict:
         raise manifest.DataError(
             f"{uri}: was made by another version of this program (format {version}, this one reads {SCHEMA_VERSION}); "
             "make it anew by jobs/prepare.py --replace, or a second one beside it by --prepared NAME")
+    if base_uri(uri) != uri and read_summary(base_uri(uri)).get("images") != summary.get("images"):
+        raise manifest.DataError(f"{uri}: is a split of what {base_uri(uri)} held before its images or labels changed; "
+                                 "run jobs/crossval.py again, which splits what it holds now")
     return summary
 
 
@@ -87,7 +97,7 @@ def read_index(uri: str) -> pd.DataFrame:
 
 
 def read_table(uri: str, name: str) -> pd.DataFrame:
-    """One of `TABLES` of a prepared set. Raises: as `read_index`."""
+    """A table of a prepared set, `TABLES` or contents. Raises: as `read_index`."""
     file = storage.join(uri, f"{name}.parquet")
     promised = read_summary(uri)["files"].get(f"{name}.parquet")
     try:
@@ -99,32 +109,36 @@ def read_table(uri: str, name: str) -> pd.DataFrame:
     return manifest.read_parquet(io.BytesIO(content)).to_pandas()
 
 
-def is_up_to_date(uri: str, request: str) -> bool:
-    """Whether a complete set that was made by this request lies there, with whole tables."""
+def is_up_to_date(uri: str, request: str, parts: Iterable[str] = ()) -> bool:
+    """Whether a complete set that was made by this request of these parts lies there, with whole tables."""
     try:
         summary = read_summary(uri)
     except (manifest.DataError, DamagedError):
         return False
     files = {f"{name}.parquet": storage.join(uri, f"{name}.parquet") for name in TABLES}
-    return summary["request"] == request and all(
+    return summary["request"] == request and summary.get("parts", []) == sorted(parts) and all(
         verifies(file, summary["files"].get(name)) for name, file in files.items())
 
 
-def read_part(uri: str, part: int) -> dict[int, bytes]:
-    """The encoded crops of one part by row number. Raises: manifest.DataError; storage.DamagedError."""
-    table = _read_part(uri, part, ["row", "crop"]).to_pydict()
-    return dict(zip(table["row"], table["crop"], strict=True))
+def read_part(uri: str, part: str) -> list[bytes | None]:
+    """The encoded crops of one part by position, None for an image without. Raises: DataError; DamagedError."""
+    return _read_part(uri, part, ["crop"]).column("crop").to_pylist()
 
 
-def read_crops_of_part(uri: str, part: int, rows: np.ndarray) -> list[np.ndarray]:
-    """The crops of these row numbers of a part, uint8 [256, 256(, 3)] each.
+def read_whole_part(uri: str, part: str) -> pa.Table:
+    """All columns of a part. Raises: manifest.DataError; storage.DamagedError."""
+    return _read_part(uri, part, PART_SCHEMA.names)
+
+
+def read_crops_of_part(uri: str, part: str, positions: np.ndarray) -> list[np.ndarray]:
+    """The crops at these positions of a part, uint8 [256, 256(, 3)] each.
 
     Raises: manifest.DataError; storage.DamagedError.
     """
     encoded = read_part(uri, part)
     try:
-        return [decode_crop(encoded[int(row)]) for row in rows]
-    except (KeyError, ValueError):
+        return [decode_crop(encoded[int(position)] or b"") for position in positions]
+    except (IndexError, ValueError):
         raise DamagedError(f"{part_uri(uri, part)}: is damaged (a crop is missing or no PNG); {remedy(base_uri(uri))}"
                            ) from None
 
@@ -142,21 +156,31 @@ def read_crops(uri: str, rows: pd.DataFrame) -> dict[str, np.ndarray]:
     crops: dict[str, np.ndarray] = {}
     for part in rows["part"].unique().tolist():
         group = rows[rows["part"] == part]
-        crops |= zip(group["image"], read_crops_of_part(uri, part, group["row"].to_numpy()), strict=True)
+        crops |= zip(group["image"], read_crops_of_part(uri, part, group["part_row"].to_numpy()), strict=True)
     return crops
 
 
-def read_metadata(uri: str, num_parts: int) -> pd.DataFrame:
-    """All columns of the first `num_parts` parts but the crops, and `part`.
+def read_metadata(uri: str, parts: Iterable[str]) -> pd.DataFrame:
+    """`META` of the images of these parts that have a crop, with `part` and `part_row`.
 
     Raises: manifest.DataError; storage.DamagedError.
     """
-    columns = [name for name, _ in META]
-    return pd.concat([_read_part(uri, part, columns, whole_file=False).to_pandas().assign(part=part)
-                      for part in range(num_parts)], ignore_index=True)
+    table = read_columns(uri, parts, ["reason", *(name for name, _ in META)])
+    return table.filter(table["reason"].is_null()).drop_columns("reason").to_pandas()
 
 
-def _read_part(uri: str, part: int, columns: list[str], whole_file: bool = True) -> pa.Table:
+def read_columns(uri: str, parts: Iterable[str], columns: list[str]) -> pa.Table:
+    """Columns of these parts, one row an image, with `part` and `part_row`. Raises: DataError; DamagedError."""
+    def read(part: str) -> pa.Table:
+        table = _read_part(uri, part, columns, whole_file=False)
+        return table.append_column("part", pa.array([part] * len(table), pa.string())).append_column(
+            "part_row", pa.array(range(len(table)), pa.int64()))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return pa.concat_tables(pool.map(read, parts))
+
+
+def _read_part(uri: str, part: str, columns: list[str], whole_file: bool = True) -> pa.Table:
     """Some columns of a part. `whole_file`: the columns are most of it, so it is fetched at once."""
     file = part_uri(uri, part)
     try:
@@ -179,13 +203,36 @@ def base_uri(uri: str) -> str:
     return re.sub(r"/splits/[^/]+$", "", uri)
 
 
-def part_uri(uri: str, part: int) -> str:
-    """The Parquet file of a part."""
-    return storage.join(base_uri(uri), "images", f"part-{part:05d}.parquet")
+def part_uri(uri: str, part: str) -> str:
+    """The Parquet file of a part, `part` as the index names it."""
+    return storage.join(base_uri(uri), "images", f"{part}.parquet")
+
+
+def write_part(uri: str, number: int, table: pa.Table) -> str:
+    """Write a part, if it is not there yet; its name."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="none")
+    name = f"part-{number:05d}-{_short_hash(sink.getvalue())}"
+    storage.write_bytes(part_uri(uri, name), sink.getvalue())
+    return name
+
+
+def number_of(part: str) -> int:
+    """The number of a part, from its name."""
+    return int(part.split("-")[1])
+
+
+def is_whole(part: str, content: bytes) -> bool:
+    """Whether `content` is the content of the part of this name."""
+    return part.endswith(f"-{_short_hash(content)}")
+
+
+def _short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def write_table(uri: str, name: str, table: pa.Table) -> dict[str, dict]:
-    """Write one of `TABLES`; its entry in the `files` of `prepared.json`."""
+    """Write a table beside `prepared.json`; its entry in the `files` of `prepared.json`."""
     sink = io.BytesIO()
     pq.write_table(table, sink)
     storage.write_bytes(storage.join(uri, f"{name}.parquet"), sink.getvalue())
@@ -193,7 +240,7 @@ def write_table(uri: str, name: str, table: pa.Table) -> dict[str, dict]:
 
 
 def promise(content: bytes) -> dict:
-    """What `prepared.json` and the records of parts say of a file, so that damage is seen."""
+    """What `prepared.json` says of a file, so that damage is seen."""
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 

@@ -1,44 +1,92 @@
-"""What the parts of a prepared set were cropped from, and whether that is still what is asked for.
+"""What the parts of a prepared set were cropped from, and which crops can stay.
 
-The record of a part (`images/part-NNNNN.json`) holds, for each of its images: name, face box, whether the data set says
-that it is cropped, size and time of its file, and the sha256 of the bytes it was decoded from. An image whose name,
-size and time are as they were counts as the same one, and its bytes are not read. Otherwise the bytes decide: a file
-that was only touched or moved needs no new crop.
+A crop is known by its key: the sha256 of the bytes that the image is decoded from, and what the data set says of the
+face in it. So an image that was touched, renamed, moved or given another label needs no new crop. `contents.parquet`
+keeps the sha256 of each image with the size and time of its file: while those are as they were, nothing is read.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import io
 import json
+import math
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
 from typing import TypeVar
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from fer_ray import storage
-from fer_ray.data import pixels, prepared_set
+from fer_ray.data import manifest, pixels, prepared_set
+from fer_ray.data.prepared_set import PART_SCHEMA, THREADS
 from fer_ray.progress import Progress
 
-KEYS: dict[str, type] = {"faces": dict, "images": list, "rejected": dict, "size": int, "sha256": str,
-                         "record_sha256": str}
-EXAMPLES = 3  # how many files a message names
-THREADS = 16  # they wait for storage, or hash without Python's lock
+# Columns of `contents.parquet`. Size and time say whether a file is still the one whose sha256 `content` is.
+FILE_KEY = ["image", *manifest.FILE_COLUMNS]
+CONTENTS = pa.schema([("image", pa.string()), *((name, pa.int64()) for name in manifest.FILE_COLUMNS),
+                      ("content", pa.string())])
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def record_uri(uri: str, part: int) -> str:
-    """The record of a part."""
-    return storage.join(uri, "images", f"part-{part:05d}.json")
+def num_parts(rows: int) -> int:
+    """How many parts a set of so many images is dealt to.
+
+    About the root, so that a set has neither many files nor large ones (4,500: 64, a million: 1,024). A power of two,
+    so that few sets that grow are dealt anew.
+    """
+    return 2 ** round(math.log2(max(1, rows)) / 2)
 
 
-def image_entry(image: dict, content: str) -> list:
-    """What a record says of an image. `image`: its `image`, `face` and `cropped`; `content`: of `digest`."""
-    size, mtime_ns = storage.stat(pixels.file_of(image["image"]))
-    return [image["image"], image["face"], image["cropped"], size, mtime_ns, content]
+def deal(rows: pa.Table) -> pd.DataFrame:
+    """Deal images to parts.
+
+    Which part, and where in it, follows from a hash of the image's path below the folder of its data set. So each part
+    is a fair sample, a data set may move, and one image more changes one part.
+
+    Args:
+        rows: of the manifest.
+
+    Returns: a row an image, ordered by part and position: `FILE_KEY`, `face` (list of int or None), `cropped` (bool),
+        `row` (its number in the manifest), `number` (of its part) and `part_row`.
+    """
+    wanted = rows.select(["image", "dataset", "cropped"]).to_pandas()
+    for column in manifest.FILE_COLUMNS:
+        wanted[column] = pc.fill_null(rows[column], -1).to_numpy()
+    wanted["face"] = pd.Series(rows["face"].to_pylist(), dtype=object)
+    wanted["cropped"] = wanted["cropped"].fillna(False).astype(bool)
+    hashed = np.zeros(len(wanted), np.uint64)
+    for _, images in wanted.groupby("dataset")["image"]:
+        folder = os.path.commonprefix([images.min(), images.max()]).rpartition("/")[0]
+        hashed[images.index] = [_hash(image[len(folder):]) for image in images]
+    bits = num_parts(len(wanted)).bit_length() - 1
+    number = (hashed >> np.uint64(63 - bits)) >> np.uint64(1)  # in two steps: a shift by all 64 bits is undefined
+    wanted = wanted.assign(row=np.arange(len(wanted)), number=number.astype(int), hashed=hashed)
+    wanted = wanted.sort_values(["hashed", "image"], ignore_index=True)
+    wanted["part_row"] = wanted.groupby("number").cumcount()
+    return wanted.drop(columns=["dataset", "hashed"])
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest())
+
+
+def content_of(image: str) -> str:
+    """The sha256 of the bytes that an image is decoded from, or the reason why they cannot be read.
+
+    Raises: storage.StorageError.
+    """
+    try:
+        return digest(pixels.read(image))
+    except pixels.ImageError as error:
+        return str(error)
 
 
 def digest(content: bytes) -> str:
@@ -46,115 +94,122 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_record(uri: str, part: int, record: dict) -> None:
-    """Write the record of a part, with a sha256 of itself: without one, a flipped bit would be another image."""
-    storage.write_json(record_uri(uri, part), record | {"record_sha256": _checksum(record)})
+def key(content: str, face: Iterable[int] | None, cropped: bool) -> str:
+    """What a crop is known by."""
+    return json.dumps([content, None if face is None else [int(value) for value in face], bool(cropped)])
 
 
-def _checksum(record: dict) -> str:
-    return digest(json.dumps(record, sort_keys=True).encode())
+class Stored:
+    """The whole parts that lie in a prepared set, complete or not."""
+
+    def __init__(self, uri: str):
+        """Read their keys. Parts that are damaged or of another format are left out."""
+        names = [match[0].removesuffix(".parquet") for name in storage.list_files(storage.join(uri, "images"))
+                 if (match := re.fullmatch(r"part-\d{5}-[0-9a-f]{16}\.parquet", name))]
+        self.keys: dict[str, list[str]] = {}
+        """By name of the part, the key of the image at each position."""
+        self.made_with: list[dict] = []
+        """The different `metadata` of these parts."""
+        with Progress("prepare: check", len(names), "parts") as progress:
+            for name, table in zip(names, side_by_side(lambda name: _read_keys(uri, name), names), strict=True):
+                progress.advance()
+                if table is None:
+                    continue
+                self.keys[name] = [key(*row.values()) for row in table.to_pylist()]
+                if (made_with := json.loads(table.schema.metadata[b"fer_ray"])) not in self.made_with:
+                    self.made_with.append(made_with)
+        self.places = {of_image: (name, position) for name, keys in self.keys.items()
+                       for position, of_image in enumerate(keys)}
+        """By key, a part that holds the crop, and the crop's position."""
 
 
-def read_records(uri: str, parts: Iterable[int]) -> dict[int, dict]:
-    """The records of these parts, but for those that are missing or damaged."""
-    def read(part: int) -> dict | None:
-        try:
-            record = storage.read_own_json(record_uri(uri, part), KEYS, "")
-        except storage.DamagedError:
+def _read_keys(uri: str, name: str) -> pa.Table | None:
+    """The key of each image of a part; None if the part is not whole. What S3 holds is what it was given: S3 checks."""
+    file = prepared_set.part_uri(uri, name)
+    source: str | io.BytesIO
+    if file.startswith("s3://"):
+        filesystem, source = storage.resolve(file)
+    else:
+        content = storage.read_bytes(file)
+        if not prepared_set.is_whole(name, content):
             return None
-        return record if record.pop("record_sha256") == _checksum(record) else None
-
-    parts = list(parts)
-    return {part: record for part, record in zip(parts, _side_by_side(read, parts), strict=True) if record}
-
-
-def recorded_parts(uri: str) -> list[int]:
-    """Numbers of the parts that have a record, readable or not."""
-    names = storage.list_files(storage.join(uri, "images"))
-    return [int(match[1]) for name in names if (match := re.fullmatch(r"part-(\d+)\.json", name))]
+        filesystem, source = None, io.BytesIO(content)
+    table = manifest.read_parquet(source, ["content", "face", "cropped"], filesystem)
+    return table if b"fer_ray" in (table.schema.metadata or {}) else None
 
 
-def whole_parts(uri: str, records: dict[int, dict]) -> set[int]:
-    """Numbers of the parts whose files are as their records say."""
-    with Progress("prepare: check", len(records), "parts") as progress:
-        def check(part: int) -> bool:
-            return prepared_set.verifies(prepared_set.part_uri(uri, part), records[part])
-
-        found = set()
-        for part, is_whole in zip(records, _side_by_side(check, records), strict=True):
-            progress.advance()
-            if is_whole:
-                found.add(part)
-    return found
+def schema(made_with: dict) -> pa.Schema:
+    """Of the parts, with what their crops were made with."""
+    return PART_SCHEMA.with_metadata({"fer_ray": json.dumps(made_with, sort_keys=True)})
 
 
-def compare(records: dict[int, dict], wanted: list[list[dict]], faces: dict) -> tuple[list[str], set[int]]:
-    """Hold what the recorded parts were made from against what is wanted.
+def read_contents(uri: str) -> pa.Table | None:
+    """`contents.parquet`: `CONTENTS` of every image that the set was last made of; None if that is not known."""
+    try:
+        return _as_contents(prepared_set.read_table(uri, "contents"))
+    except (manifest.DataError, storage.DamagedError):
+        return None
+
+
+def contents_of(wanted: pd.DataFrame) -> pa.Table:
+    """`contents.parquet` of images of `deal` that have a known `content`."""
+    return _as_contents(wanted.sort_values("row"))
+
+
+def _as_contents(rows: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(rows, CONTENTS, preserve_index=False).replace_schema_metadata()
+
+
+def recall(wanted: pd.DataFrame, contents: pa.Table | None, stored: Stored) -> tuple[pd.DataFrame, np.ndarray]:
+    """Add the `content` of the images whose files are as they were.
 
     Args:
-        records: by part. The entries of images that are the same, but touched or under another name, are brought up to
-            date.
-        wanted: for each part its images, dicts of `image`, `face` and `cropped`.
-        faces: the options, as a dict.
+        wanted: of `deal`.
+        contents: of `read_contents`.
+        stored: the parts that are there.
 
-    Returns: what differs, in words, none if nothing does; the parts whose records were brought up to date.
+    Returns: `wanted` with `content`, None where it is unknown; bool [N], which of those have to be read to know
+        whether their crops are there. After an interrupted first run these are images of the parts that it has written.
     """
-    stat = functools.cache(lambda file: storage.stat(file))  # one table may hold thousands of images
-    differing: dict[str, str] = {}
-    unsure = []
-    for part, record in records.items():
-        differing |= {f"faces.{key}": f"was {value!r} and is {faces.get(key)!r}"
-                      for key, value in record["faces"].items() if faces.get(key) != value}
-        images = wanted[part] if part < len(wanted) else []
-        unsure += [(part, place, old, new) for place, (old, new) in enumerate(zip_longest(record["images"], images))
-                   if not (old and new and old[:5] == [*new.values(), *stat(pixels.file_of(new["image"]))])]
-
-    recorded = {entry[0]: entry for record in records.values() for entry in record["images"]}
-    found = _side_by_side(lambda pair: _updated(pair[2], pair[3], stat), unsure)
-    others, stale = [], set()
-    for (part, place, old, new), entry in zip(unsure, found, strict=True):
-        if entry:
-            records[part]["images"][place] = entry
-            stale.add(part)
-        else:
-            others.append((old, new))
-    asked = {image["image"] for images in wanted for image in images}
-    gone = {old[0] for old, _ in others if old} - asked
-    added = {new["image"] for _, new in others if new} - recorded.keys()
-    changed = {new["image"] for _, new in others if new and (old := recorded.get(new["image"]))
-               and not _updated(old, new, stat)}
-    if others and not (gone or added or changed):
-        # all that differ are shifted, by a copy of a picture or by other names of data sets
-        added = {new["image"] for _, _, _, new in unsure if new} - recorded.keys()
-        differing |= {} if added else {"images": "come in another order"}
-    words = [f"{key} {how}" for key, how in differing.items()]
-    return words + [_listed(how, names) for how, names in
-                    (("changed", changed), ("gone", gone), ("new", added)) if names], stale
+    if contents is None:
+        written = {prepared_set.number_of(name) for name in stored.keys}
+        return wanted.assign(content=None), wanted["number"].isin(written).to_numpy()
+    wanted = wanted.merge(contents.to_pandas(), how="left", on=FILE_KEY)
+    unknown = (wanted["content"].isna() | (wanted["file_size"] < 0)).to_numpy()
+    return wanted.assign(content=wanted["content"].astype(object).where(~unknown, None)), unknown & bool(stored.keys)
 
 
-def _listed(how: str, names: set[str]) -> str:
-    some = ", ".join(sorted(names)[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
-    return f"{len(names)} image{'s' if len(names) > 1 else ''} {how}: {some}"
+def plan(wanted: pd.DataFrame, stored: Stored) -> tuple[dict[int, str], list[dict]]:
+    """Which parts are there as they are wanted, and of what the others are to be made.
+
+    Args:
+        wanted: of `recall`.
+        stored: the parts that are there.
+
+    Returns: names of the parts that stay, by number; for each other one its number `part` and its `images`: dicts of
+        `image`, `face`, `cropped`, and of `kept_in` and `part_row`, where its crop lies now, "" and -1 if nowhere.
+    """
+    names: dict[int, list[str]] = {}
+    for name in stored.keys:
+        names.setdefault(prepared_set.number_of(name), []).append(name)
+    stay, missing = {}, []
+    for _, images in wanted.groupby("number"):
+        number = int(images["number"].iat[0])
+        keys = [None if c is None else key(c, f, w)
+                for c, f, w in zip(images["content"], images["face"], images["cropped"], strict=True)]
+        if same := next((name for name in names.get(number, []) if stored.keys[name] == keys), None):
+            stay[number] = same
+            continue
+        places = [stored.places.get(of_image, ("", -1)) for of_image in keys]
+        missing.append({"part": number, "images": [
+            {"image": i, "face": f, "cropped": w, "kept_in": kept_in, "part_row": position}
+            for i, f, w, (kept_in, position)
+            in zip(images["image"], images["face"], images["cropped"], places, strict=True)]})
+    return stay, missing
 
 
-def _updated(old: list | None, new: dict | None, stat: Callable[[str], tuple[int, int]]) -> list | None:
-    """The entry of a recorded image as it is now, or None if another one is wanted."""
-    if not old or not new or old[1:3] != [new["face"], new["cropped"]]:
-        return None
-    file = pixels.file_of(new["image"])
-    now = [*new.values(), *stat(file)]
-    if old[:5] == now:
-        return old
-    if file == new["image"] and old[3] != now[3]:  # a table, though, may have grown around a row that is the same
-        return None
-    try:
-        content = digest(pixels.read(new["image"]))
-    except pixels.ImageError:
-        content = ""
-    return [*now, content] if content == old[5] else None
-
-
-def _side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterable[Result]:
+def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """As `map`, by threads."""
     pool = ThreadPoolExecutor(THREADS)
     try:
         yield from pool.map(function, items)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from fer_ray import storage
 from fer_ray.data import listing, pixels
-from fer_ray.data.manifest import DRAWN, DataError, Manifest, build, merge, printable
+from fer_ray.data.manifest import DRAWN, FILE_COLUMNS, DataError, Manifest, build, merge, printable
 from fer_ray.data_config import DataConfig, SourceConfig
 from fer_ray.values import Kind
 
@@ -168,6 +169,9 @@ def _read(source: SourceConfig, root: Path, data: DataConfig) -> Manifest:
                 row["reason"] = why
             row["image"] = pixels.name_of(row["image"])
     _reject_repeated(kept)
+    for row in kept:
+        if "reason" not in row:
+            row |= zip(FILE_COLUMNS, storage.stat(pixels.file_of(row["image"])), strict=True)
     return build([r for r in kept if "reason" not in r], [r for r in kept if "reason" in r], name,
                  getattr(adapter, "PEOPLE", name))
 

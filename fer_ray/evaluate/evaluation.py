@@ -169,7 +169,7 @@ def copies_of(prepared: str, trained: pd.DataFrame, other: str, rows: pd.DataFra
 
     Returns: bool [N].
     """
-    looks = [prepared_set.read_metadata(uri, int(index["part"].max()) + 1).set_index("row").loc[index["row"]]
+    looks = [index[["part", "part_row"]].merge(prepared_set.read_metadata(uri, index["part"].unique()), how="left")
              for uri, index in ((prepared, trained), (other, rows))]
     cluster = duplicates.clusters(pd.concat(looks, ignore_index=True))
     return np.isin(cluster[len(trained) :], cluster[: len(trained)])

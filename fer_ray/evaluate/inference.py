@@ -38,7 +38,7 @@ def predict(prepared: str, index: pd.DataFrame, batch_size: int, checkpoint: str
     network = (checkpoint, backbone, content, max(1, (os.cpu_count() or 1) // tasks), use_gpu)
     make = functools.partial(_predict_part, prepared, batch_size, network)
     refs = batches.start_parts(make, {"all": index}, tasks, num_cpus=1, num_gpus=int(use_gpu))["all"]
-    rows = [rows for _, rows, _ in batches.rows_by_part(index)]
+    rows = [rows for _, _, rows, _ in batches.rows_by_part(index)]
     outputs = progress.get(refs, "evaluate" if checkpoint else "features of the floor", [len(part) for part in rows])
     return np.concatenate(outputs)[pd.Index(np.concatenate(rows)).get_indexer(index["row"])]
 

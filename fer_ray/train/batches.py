@@ -94,10 +94,10 @@ def start_parts(make: Callable, splits: dict[str, pd.DataFrame], tasks: int, **o
     return {split: [next(references) for _ in of_split] for split, of_split in parts.items()}
 
 
-def rows_by_part(index: pd.DataFrame) -> list[tuple[int, np.ndarray, list[str]]]:
-    """For each part with index rows: its number, their row ids (int64 [n]) and their expressions."""
-    return [(int(rows["part"].iat[0]), rows["row"].to_numpy(), rows["expression"].tolist())
-            for _, rows in index.groupby("part")]
+def rows_by_part(index: pd.DataFrame) -> list[tuple[str, np.ndarray, np.ndarray, list[str]]]:
+    """For each part with index rows: its name, their positions in it and row ids (int64 [n]), their expressions."""
+    return [(str(part), rows["part_row"].to_numpy(), rows["row"].to_numpy(), rows["expression"].tolist())
+            for part, rows in index.groupby("part")]
 
 
 def fetch_crops(references: list) -> Crops:
@@ -122,9 +122,9 @@ def concatenate(parts: list[Crops]) -> Crops:
                  np.concatenate([part.rows for part in parts] or [np.zeros(0, np.int64)]))
 
 
-def load_part(uri: str, part: int, rows: np.ndarray, expressions: list[str]) -> Crops:
-    """Read one part of the prepared set `uri` and decode these of its rows."""
-    images = prepared_set.read_crops_of_part(uri, part, rows)
+def load_part(uri: str, part: str, positions: np.ndarray, rows: np.ndarray, expressions: list[str]) -> Crops:
+    """Read one part of the prepared set `uri` and decode some of its crops; arguments as of `rows_by_part`."""
+    images = prepared_set.read_crops_of_part(uri, part, positions)
     return Crops(images, np.array([EXPRESSIONS.index(e) for e in expressions]), rows.copy())  # no view of the index
 
 
@@ -158,7 +158,7 @@ def window_order(parts: np.ndarray, seed: int, epoch: int) -> list[np.ndarray]:
     `WINDOW_PARTS` of them; since `prepare` deals rows to parts at random, a window is a fair sample of the set.
 
     Args:
-        parts: int [N], the part that holds each image, in the order of row ids.
+        parts: int [N], the part that holds each image.
         seed: of the training.
         epoch: from 0.
 
@@ -255,9 +255,11 @@ class Streamed:
     to_input = staticmethod(augment.to_tensor)
 
     def __init__(self, uri: str, index: pd.DataFrame, seed: int, rank: int, world: int):
-        rows = index.sort_values("row")
+        rows = index.sort_values(["part", "row"])  # so that few parts hold what is evaluated together
         self.uri, self.seed, self.rank, self.world = uri, seed, rank, world
-        self.rows, self.parts = rows["row"].to_numpy(), rows["part"].to_numpy()
+        self.rows, self.positions = rows["row"].to_numpy(), rows["part_row"].to_numpy()
+        self.parts, names = pd.factorize(rows["part"])
+        self.names = np.asarray(names, dtype=object)
         self.labels = labels_of(rows)
 
     def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
@@ -279,12 +281,12 @@ class Streamed:
             return
         needed = np.zeros(len(self.labels), bool)  # of this worker, and not before the first step
         needed[np.concatenate(steps)] = True
-        items = [{"rows": self.rows[positions], "parts": self.parts[positions]}
-                 for window in windows if len(positions := window[needed[window]])]
+        items = [{"rows": self.rows[chosen], "parts": self.parts[chosen], "positions": self.positions[chosen]}
+                 for window in windows if len(chosen := window[needed[window]])]
         data = ray.data.from_items(items, override_num_blocks=len(items))
         # Ray Data hands on whatever block is ready first; the order of samples must not depend on that
         data.context.execution_options.preserve_order = True
-        load: Any = functools.partial(_load_window, uri=self.uri, seed=self.seed, epoch=epoch)
+        load: Any = functools.partial(_load_window, uri=self.uri, names=self.names, seed=self.seed, epoch=epoch)
         made = data.map_batches(load, batch_size=1, **resources.reading_task_options())
         blocks = (block["picture"] for block in made.iter_batches(batch_size=None, prefetch_batches=2))
         pending: list[np.ndarray] = []
@@ -336,15 +338,24 @@ def labels_of(index: pd.DataFrame) -> np.ndarray:
     return index["expression"].map({e: i for i, e in enumerate(EXPRESSIONS)}).to_numpy()
 
 
-def _load_window(batch: dict, uri: str, seed: int, epoch: int | None) -> dict:
-    """Decode and transform the rows of windows, in their order; augmented if there is an `epoch`."""
+def _load_window(batch: dict, uri: str, names: np.ndarray, seed: int, epoch: int | None) -> dict:
+    """Decode and transform the rows of windows, in their order; augmented if there is an `epoch`.
+
+    Args:
+        batch: of each window `rows` (ids), `parts` (positions in `names`) and `positions` in these parts.
+        uri: of the prepared set.
+        names: of its parts.
+        seed: of the training.
+        epoch: from 0.
+    """
     cv2.setNumThreads(1)  # several such tasks run side by side; OpenCV's threads would only compete with each other
     pictures = []
-    for rows, parts in zip(batch["rows"], batch["parts"], strict=True):
+    for rows, parts, positions in zip(batch["rows"], batch["parts"], batch["positions"], strict=True):
         crop_of_row = {}
         for part in np.unique(parts):
-            of_part = np.unique(rows[parts == part])
-            crop_of_row |= zip(of_part, prepared_set.read_crops_of_part(uri, int(part), of_part), strict=True)
+            of_part = parts == part
+            read = prepared_set.read_crops_of_part(uri, names[part], positions[of_part])
+            crop_of_row |= zip(rows[of_part], read, strict=True)
         crops = [crop_of_row[row] for row in rows]
         pictures.append(augment.train_transform(crops, augment.draws(seed, epoch, rows)) if epoch is not None
                         else np.stack([augment.eval_transform(crop) for crop in crops]))

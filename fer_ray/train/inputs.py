@@ -76,7 +76,7 @@ def _load_splits(prepared: str, splits: dict[str, pd.DataFrame], settings: Train
     if settings.sampling == "balanced":
         raise ConfigError(f"train.sampling balanced needs a set that fits into train.cache_gb {settings.cache_gb:g}; "
                           f"this one takes {size_gb:.1f} GiB; raise it or use train.class_weights")
-    return {split: SplitInput("streamed", prepared=prepared, index=rows[["row", "part", "expression"]])
+    return {split: SplitInput("streamed", prepared=prepared, index=rows[["row", "part", "part_row", "expression"]])
             for split, rows in splits.items()}
 
 

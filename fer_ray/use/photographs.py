@@ -72,8 +72,10 @@ class Cutter:
         Raises: pixels.ImageError if there is none, or OpenCV cannot handle a picture of this shape.
         """
         try:
-            found = [] if self.search.config.already_cropped else self._upright(picture) or self._tilted(picture)
-            if not found and (self.search.config.already_cropped or self.search.config.on_no_face == "whole"):
+            cropped = self.search.config.already_cropped
+            found = [] if cropped is True else self._upright(picture) or self._tilted(picture)
+            if not found and (cropped is True or self.search.config.on_no_face == "whole"
+                              or cropped == "auto" and faces.fills(self._finder(), picture)):
                 height, width = picture.shape[:2]
                 box = (0, 0, width, height)
                 found = [Crop(faces.cut(picture, box, 0.0), box, None, whole=True)]

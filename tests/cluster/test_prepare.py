@@ -19,7 +19,7 @@ from cluster.conftest import command, joining, nodes_of, ray_on, run_job
 from PIL import Image
 
 from fer_ray.config import Config
-from fer_ray.data import prepare, sample, splits
+from fer_ray.data import crops, prepare, sample, splits
 from fer_ray.data.sources import read_manifest
 from fer_ray.data_config import DataConfig, FacesConfig, FolderConfig, SplitConfig
 from fer_ray.report import prepared_page
@@ -84,17 +84,16 @@ def encoded(image: Image.Image) -> bytes:
     return sink.getvalue()
 
 
-def crop_here(parts: list[dict], uri: str, config: FacesConfig) -> Iterator[int]:
-    """What Ray's workers do, in this process, the last part first."""
-    for part in reversed(parts):
-        prepare.crop_parts({"part": [part["part"]], "images": [part["images"]]}, uri, config)
-        yield len(part["images"])
+def in_this_process(function, items: list[dict]) -> Iterator[dict]:
+    """What Ray's workers do, the last item first."""
+    for item in reversed(items):
+        yield function({name: [value] for name, value in item.items()})
 
 
 def test_one_process_and_two_workers_give_the_same_bytes_and_again_is_a_no_op(faces_root, tmp_path, monkeypatch):
     config = config_for(faces_root, tmp_path / "one")
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_crop_on_workers", crop_here)
+        patch.setattr(prepare, "_on_workers", in_this_process)
         one = prepared(config)
         before = content(one)
         times = {p: p.stat().st_mtime_ns for p in one.rglob("*")}
@@ -102,12 +101,14 @@ def test_one_process_and_two_workers_give_the_same_bytes_and_again_is_a_no_op(fa
     with ray_on(2):
         two = content(prepared(config_for(faces_root, tmp_path / "two")))
         other = content(prepared(dataclasses.replace(config, split=SplitConfig(seed=1))))
-    assert before.keys() == two.keys()
-    for name in before:
-        if name != "prepared.json":
-            assert before[name] == two[name], name
-    jsons = [json.loads(c["prepared.json"]) for c in (before, two, other)]
-    assert jsons[0] == jsons[1] and jsons[0]["fingerprint"] != jsons[2]["fingerprint"]
+        # images that were touched are read by workers, and no crop is made again
+        for file in faces_root.rglob("*.tiff"):
+            os.utime(file)
+        monkeypatch.setattr(crops, "_make_part", lambda *_: pytest.fail("a crop was made again"))
+        touched = content(prepared(dataclasses.replace(config, split=SplitConfig(seed=1))))
+    assert {name for name in touched if touched[name] != other[name]} == {"contents.parquet", "prepared.json"}
+    assert before == two
+    assert json.loads(two["prepared.json"])["fingerprint"] != json.loads(other["prepared.json"])["fingerprint"]
     # another split decodes nothing again
     assert {k: v for k, v in other.items() if "images/" in k} == {k: v for k, v in before.items() if "images/" in k}
 
@@ -188,7 +189,7 @@ def test_a_killed_prepare_is_not_complete_and_goes_on_and_a_lost_node_changes_no
     process.wait()
     time.sleep(1)  # the workers see that their driver is gone
     done = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("images/part-*.parquet")}
-    assert 2 <= len(done) < 6 and not (folder / "prepared.json").exists()
+    assert 2 <= len(done) < 32 and not (folder / "prepared.json").exists()
     again = run_job("prepare", *options, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in done} == done
@@ -198,10 +199,10 @@ def test_a_killed_prepare_is_not_complete_and_goes_on_and_a_lost_node_changes_no
         lost = aside.submit(lose_when, cluster, others[0],
                             lambda: list(tmp_path.glob("lost/prepared/set/images/part-*.parquet")))
         other = prepared(config)
-        assert lost.result() < 6
+        assert lost.result() < 32
     one, two = content(folder), content(other)
     assert one.keys() - {"prepare.html"} == two.keys()
-    assert all(one[k] == two[k] for k in two if k.endswith((".parquet", "-0.json")))
+    assert all(one[k] == two[k] for k in two if k.endswith(".parquet"))
 
 
 def lose_when(cluster, node, condition) -> int:
@@ -225,9 +226,10 @@ def test_audit_job_prints_what_leaks(faces_root, tmp_path):
 
 
 def test_storage_that_refuses_a_worker_ends_the_job_in_one_line(faces_root, tmp_path):
-    blocked = tmp_path / "prepared/set/images/part-00000.parquet"
-    (blocked / "x").mkdir(parents=True)  # no file can take the place of a folder
+    blocked = tmp_path / "prepared/set/images"
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()  # no folder can be made there
     options = ["--data.root", str(faces_root), "--storage", str(tmp_path), "--name", "set"]
     failed = run_job("prepare", *options, cwd=tmp_path)
-    assert failed.returncode == 1 and failed.stderr.strip() == f"error: {blocked}: Is a directory"
+    assert failed.returncode == 1 and failed.stderr.strip() == f"error: {blocked}: Not a directory"
     assert not list(tmp_path.rglob("*.part"))

@@ -36,6 +36,7 @@ ORDER = {
     "data.splits": False,
     "data.prepared_set": False,
     "data.provenance": False,
+    "data.crops": False,
     "data.prepare": False,
     "model.backbones": False,
     "model.augment": False,

@@ -43,8 +43,8 @@ def test_the_loop_and_fer_ray_crop_the_same_faces(scripts, root, tmp_path):
 
 def test_a_benchmark_trains_on_part_of_a_set_that_reads_as_a_whole_one(scripts, root, tmp_path, monkeypatch):
     _, bench = scripts
-    monkeypatch.setattr(prepare, "_crop_on_workers", lambda parts, uri, config: [
-        len(prepare.crop_parts({"part": [p["part"]], "images": [p["images"]]}, uri, config)["images"]) for p in parts])
+    monkeypatch.setattr(prepare, "_on_workers", lambda function, items: [
+        function({name: [value] for name, value in item.items()}) for item in items])
     config = Config(name="set", storage=str(tmp_path), faces=FacesConfig(already_cropped=True),
                     data=DataConfig("jaffe", str(root)))
     whole = prepare.prepare(config, read_manifest(config.data))

@@ -268,15 +268,16 @@ def test_parquet_from_elsewhere_unpickles_nothing(tmp_path, nested):
     for folder in (data / "images", root / "images"):
         folder.mkdir(parents=True)
     pq.write_table(pa.table({"image": column, "expression": ["fear"]}), data / "t.parquet")
-    for file in ("index.parquet", "images/part-00000.parquet"):
-        pq.write_table(pa.table(dict.fromkeys(["crop", *(name for name, _ in prepared_set.META)], column)), root / file)
+    for file in ("index.parquet", "images/part.parquet"):
+        pq.write_table(pa.table(dict.fromkeys(prepared_set.PART_SCHEMA.names, column)), root / file)
     content = (root / "index.parquet").read_bytes()
     (root / "prepared.json").write_text(json.dumps(
-        {"schema_version": prepared_set.SCHEMA_VERSION, "request": "", "fingerprint": "", "counts": {}, "config": {},
-         "files": {"index.parquet": prepared_set.promise(content)}}))
+        {"schema_version": prepared_set.SCHEMA_VERSION, "request": "", "fingerprint": "", "images": "", "counts": {},
+         "config": {}, "files": {"index.parquet": prepared_set.promise(content)}}))
     for reader in (lambda: read(data, "table"), lambda: pixels.load(f"{data}/t.parquet#row=000000000,column=image"),
-                   lambda: prepared_set.read_table(str(root), "index"), lambda: prepared_set.read_part(str(root), 0),
-                   lambda: prepared_set.read_metadata(str(root), 1)):
+                   lambda: prepared_set.read_table(str(root), "index"),
+                   lambda: prepared_set.read_part(str(root), "part"),
+                   lambda: prepared_set.read_metadata(str(root), ["part"])):
         with pytest.raises(manifest.DataError, match="no Python objects"):
             reader()
     assert not ran.exists()

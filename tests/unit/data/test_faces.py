@@ -57,6 +57,38 @@ def test_a_face_too_small_for_the_coarse_copy_is_found():
     assert 30 <= x and x + w <= 170 and 390 <= y and y + h <= 530
 
 
+def crop_of(person: int) -> np.ndarray:
+    """A drawn face that is cut so tightly that Haar finds it in few of them, uint8 [48, 48]."""
+    face = render_face(np.random.default_rng(person), "happiness", 1.0, np.random.default_rng(person), (128, 128), 45)
+    return cv2.resize(face[23:113, 20:110], (48, 48), interpolation=cv2.INTER_AREA)
+
+
+def landscape(seed: int) -> np.ndarray:
+    """Sky above land with a few round things, uint8 [200, 300]."""
+    rng = np.random.default_rng(seed)
+    picture = np.repeat(np.linspace(230, 90, 200), 300).reshape(200, 300).astype(np.uint8)
+    picture[120:] = rng.integers(40, 110)
+    for _ in range(6):
+        centre = int(rng.integers(0, 300)), int(rng.integers(0, 200))
+        cv2.circle(picture, centre, int(rng.integers(10, 60)), int(rng.integers(0, 255)), -1)
+    return cv2.GaussianBlur(picture, (0, 0), 2)
+
+
+def test_a_face_that_fills_its_picture_is_found_with_a_border_and_a_landscape_is_none():
+    finder = faces.finder(FacesConfig())
+    missed = [picture for picture in map(crop_of, range(20)) if finder.find(picture) is None]
+    assert len(missed) >= 10 and np.mean([faces.fills(finder, picture) for picture in missed]) >= 0.8
+    assert not any(faces.fills(finder, landscape(seed)) for seed in range(20))
+    assert not faces.fills(finder, np.full((200, 200, 3), 128, np.uint8))
+
+
+@pytest.mark.parametrize(("found", "filling", "none", "are_crops"), [
+    (35, 176, 133, True), (1861, 251, 144, True), (0, 13, 47, True), (50, 40, 10, True),  # half are found
+    (99, 0, 1, False), (1826, 75, 11, False), (80, 1, 19, False), (40, 2, 58, False), (0, 0, 60, False)])
+def test_pictures_are_crops_where_faces_fill_those_in_which_none_is_found(found, filling, none, are_crops):
+    assert faces.are_crops(found, filling, none) == are_crops
+
+
 def test_yunet_without_its_model_names_the_file():
     with pytest.raises(faces.DetectorError, match="nowhere.onnx.*opencv_zoo"):
         faces.finder(FacesConfig(detector="yunet", model="nowhere.onnx"))

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import os
-import resource
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -14,61 +14,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from preparing import content, new_image, pictures_of, prepared, set_with_split
 
 from fer_ray import storage
 from fer_ray.config import Config
-from fer_ray.data import manifest, prepare, prepared_set, provenance
+from fer_ray.data import crops, manifest, pixels, prepare, prepared_set, provenance
+from fer_ray.data.sample import render_face
 from fer_ray.data.sources import read_manifest
-from fer_ray.data_config import DataConfig, FacesConfig, FolderConfig, SplitConfig
+from fer_ray.data_config import DataConfig, FacesConfig, SplitConfig
+from fer_ray.report import prepared_page
 
 
-@pytest.fixture(autouse=True)
-def cropped(monkeypatch):
-    """Numbers of the parts that were cropped, in place of Ray's workers by this process."""
-    parts = []
-
-    def crop(missing, uri, config):
-        for part in missing:
-            parts.append(part["part"])
-            prepare.crop_parts({"part": [part["part"]], "images": [part["images"]]}, uri, config)
-            yield len(part["images"])
-
-    monkeypatch.setattr(prepare, "_crop_on_workers", crop)
-    return parts
+def parts_of(folder: Path) -> set[str]:
+    return {file.name for file in (folder / "images").iterdir()}
 
 
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    """30 small pictures of 15 people in three parts."""
-    monkeypatch.setattr(prepare, "PART_ROWS", 12)
-    for number in range(30):
-        file = tmp_path / "data" / ("happy" if number % 2 else "sad") / f"p{number % 15:02}_{number:03}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (12, 12), dtype=np.uint8)).save(file)
-    return Config(name="set", storage=str(tmp_path / "out"), faces=FacesConfig(already_cropped=True), data=DataConfig(
-        "folder", str(tmp_path / "data"), folder=FolderConfig(subject_pattern=r"(p\d\d)_")))
-
-
-def prepared(config: Config) -> Path:
-    return Path(prepare.prepare(config, read_manifest(config.data, config.split.by)))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def pictures_of(config: Config) -> list[Path]:
-    return sorted(Path(config.data.root).rglob("*.png"))
-
-
-def set_with_split(config: Config) -> Path:
-    """A prepared set and another split of it."""
-    folder = prepared(config)
-    prepare.resplit(str(folder), SplitConfig(by="image", seed=3))
-    return folder
-
-
-# --- nothing is deleted without being asked ----------------------------------------------------------------
+# --- what is there stays ------------------------------------------------------------------------------------
 
 
 def test_a_touched_file_costs_no_crop_and_no_split(config, cropped):
@@ -79,22 +40,21 @@ def test_a_touched_file_costs_no_crop_and_no_split(config, cropped):
     cropped.clear()
     assert prepared(config) == folder and cropped == []
     after = content(folder)
-    records = {name for name in before if before[name] != after[name]}
-    assert after.keys() == before.keys() and records == {"images/part-00000.json", "images/part-00001.json"}
+    assert after.keys() == before.keys()
+    assert {name for name in before if before[name] != after[name]} == {"contents.parquet", "prepared.json"}
+    times = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     prepared(config)  # and now the new times are known
-    assert content(folder) == after
+    assert times == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
 
 
-def test_a_moved_root_costs_no_crop(config, cropped):
+def test_a_moved_root_costs_no_crop_and_changes_no_part(config, cropped):
     folder = set_with_split(config)
-    before = content(folder)
+    before = parts_of(folder)
     moved = config.data.root + "-elsewhere"
     shutil.move(config.data.root, moved)
     cropped.clear()
     prepared(dataclasses.replace(config, data=dataclasses.replace(config.data, root=moved)))
-    assert cropped == []
-    after = content(folder)
-    assert all(before[name] == after[name] for name in before if "part-" in name and name.endswith(".parquet"))
+    assert cropped == [] and parts_of(folder) == before
     assert pq.read_table(folder / "index.parquet")["image"][0].as_py().startswith(moved)
 
 
@@ -107,28 +67,82 @@ def swap(files: list[Path]) -> None:
     files[0].write_bytes(other), files[1].write_bytes(one)
 
 
-@pytest.mark.parametrize(("act", "said"), [
-    (lambda files: change(files[7]), "1 image changed: .*/happy/p.*png"),
-    (lambda files: [change(f) for f in files[:5]], r"5 images changed: .*p\d+_\d+.png, .*, .*, \.\.\."),
-    (lambda files: files[20].unlink(), "1 image gone: .*png"),
-    (lambda files: shutil.copy(files[0], files[0].parent / "p00_0000.png"), "1 image new: .*/p00_0000.png"),
-    (lambda files: files[3].rename(files[3].with_name("p99_999.png")),
-     "1 image gone: .*png; 1 image new: .*/p99_999.png"),
-    (swap, "2 images changed"),
-], ids=["changed", "five changed", "gone", "new", "renamed", "swapped"])
-def test_other_images_are_refused_by_name_and_nothing_is_touched(config, cropped, act, said):
+def add(files: list[Path]) -> None:
+    Image.fromarray(np.random.default_rng(99).integers(0, 256, (12, 12), np.uint8)).save(files[0].parent / "p40_1.png")
+
+
+@pytest.mark.parametrize(("act", "new", "parts"), [
+    (lambda files: change(files[7]), ["p07_007.png"], 1),
+    (add, ["p40_1.png"], 1),
+    (lambda files: files[20].unlink(), [], 1),
+    (lambda files: shutil.copy(files[0], files[0].parent / "p00_0000.png"), [], 1),
+    (lambda files: files[3].rename(files[3].with_name("p99_999.png")), [], 2),
+    (lambda files: files[3].rename(files[20].parent / files[3].name), [], 2),
+    (swap, [], 2),
+], ids=["changed", "new", "gone", "copied", "renamed", "relabelled", "swapped"])
+def test_another_image_costs_one_crop_or_none_and_the_set_is_as_if_made_anew(config, cropped, act, new, parts):
     folder = set_with_split(config)
-    before = content(folder)
+    before, crossval = parts_of(folder), folder / "splits/image-seed3"
     act(pictures_of(config))
     cropped.clear()
-    with pytest.raises(manifest.DataError, match=f"prepared/set: holds .*{said}.*--replace"):
-        prepared(config)
-    assert content(folder) == before and cropped == []
-    prepared(dataclasses.replace(config, replace=True))
-    assert cropped == [0, 1, 2] and not (folder / "splits").exists()
+    prepared(config)
+    assert sorted(cropped) == new
+    assert 0 < len(before - parts_of(folder)) <= parts  # and no part is left that nobody needs
+    anew = prepared(dataclasses.replace(config, prepared="anew"))
+    assert all(content(anew)[name] == found for name, found in content(folder).items()
+               if not name.startswith("splits/"))
+    with pytest.raises(manifest.DataError, match="split of what .* held before .*run jobs/crossval.py again"):
+        prepared_set.read_index(str(crossval))
     cropped.clear()
-    prepared(dataclasses.replace(config, replace=True))  # which deletes nothing that is right
-    assert cropped == []
+    prepare.resplit(str(folder), SplitConfig(by="image", seed=3))
+    index = prepared_set.read_index(str(crossval))
+    assert len(prepared_set.read_crops(str(crossval), index)) == len(index) and cropped == []
+
+
+def test_a_set_that_doubles_keeps_its_crops(config, cropped):
+    folder = prepared(config)
+    for number in range(60):
+        file = Path(config.data.root) / "sad" / f"p{50 + number}_1.png"
+        Image.fromarray(np.random.default_rng(number + 100).integers(0, 256, (12, 12), np.uint8)).save(file)
+    cropped.clear()
+    prepared(config)
+    assert len(cropped) == 60 and len(parts_of(folder)) == 8
+    index = prepared_set.read_index(str(folder))
+    assert len(prepared_set.read_crops(str(folder), index)) == len(index) == 90
+
+
+def test_parts_are_a_fair_sample_and_their_number_follows_from_the_images():
+    assert [provenance.num_parts(n) for n in (1, 30, 4500, 10**6)] == [1, 4, 64, 1024]
+    names = [f"/data/{'happy' if n < 500 else 'sad'}/{n:05}.png" for n in range(1000)]
+    dealt = provenance.deal(manifest.build([{"image": name} for name in names], [], "folder", "folder").rows)
+    happy = dealt["image"].str.contains("happy").groupby(dealt["number"]).mean()
+    assert len(happy) == 32 and happy.between(0.2, 0.8).all() and dealt.groupby("number").size().between(10, 60).all()
+
+
+def test_until_the_new_set_is_complete_the_old_one_is_there(config, monkeypatch):
+    folder = prepared(config)
+    before = content(folder)
+    add(pictures_of(config))
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare, "_write_index", dies)
+        prepared(config)
+    assert content(folder).items() >= before.items()
+
+
+def test_files_whose_size_and_time_stayed_are_not_read(config, monkeypatch):
+    prepared(config)
+    data = read_manifest(config.data, config.split.by)
+    monkeypatch.setattr(storage, "stat", lambda uri: pytest.fail(f"a request for {uri}"))
+    monkeypatch.setattr(pixels, "read", lambda image: pytest.fail(f"{image} was read"))
+    monkeypatch.setattr(prepared_set, "verifies", lambda *_: True)
+    prepare.prepare(config, data)
+
+
+# --- nothing is deleted without being asked ----------------------------------------------------------------
 
 
 def test_other_options_are_refused_by_their_keys(config, cropped):
@@ -157,11 +171,11 @@ def test_another_split_or_label_needs_no_crop(config, cropped):
 def test_a_set_of_an_older_version_is_refused_and_left(config, cropped):
     folder = prepared(config)
     summary = storage.read_json(str(folder / "prepared.json"))
-    storage.write_json(str(folder / "prepared.json"), summary | {"schema_version": 4})
+    storage.write_json(str(folder / "prepared.json"), summary | {"schema_version": 5})
     before = content(folder)
     with pytest.raises(manifest.DataError, match="another version.*--replace"):
         prepared(config)
-    with pytest.raises(manifest.DataError, match="format 4, this one reads 5.*--replace"):
+    with pytest.raises(manifest.DataError, match="format 5, this one reads 6.*--replace"):
         prepared_set.read_index(str(folder))
     assert content(folder) == before
     (folder / "prepared.json").rename(folder / "crops.json")  # an interrupted one
@@ -172,147 +186,59 @@ def test_a_set_of_an_older_version_is_refused_and_left(config, cropped):
 
 
 def test_an_interrupted_prepare_goes_on_although_later_files_have_changed(config, cropped, monkeypatch):
-    crop_parts = prepare.crop_parts
+    write = prepared_set.write_part
 
-    def dies(batch, uri, config):
-        if batch["part"] == [2]:
+    def dies(uri, number, table):
+        if number == 2:
             raise KeyboardInterrupt
-        return crop_parts(batch, uri, config)
+        return write(uri, number, table)
 
-    monkeypatch.setattr(prepare, "crop_parts", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepared_set, "write_part", dies)
         prepared(config)
-    monkeypatch.setattr(prepare, "crop_parts", crop_parts)
-    change(pictures_of(config)[29])
+    rows = provenance.deal(read_manifest(config.data, config.split.by).rows)
+    left = sorted(Path(image).name for image in rows["image"][rows["number"] > 1])
+    change(Path(rows["image"].iloc[-1]))
     cropped.clear()
-    prepared(config)
-    assert cropped == [2]
-
-
-# --- damage is seen and mended -----------------------------------------------------------------------------
-
-
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def flip(file: Path) -> None:
-    whole = bytearray(file.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    file.write_bytes(whole)
-
-
-PART = "images/part-00001.parquet"
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, cut, flip])
-@pytest.mark.parametrize(("name", "again"), [(PART, [1]), ("images/part-00001.json", [1]), *(
-    (name, []) for name in ("index.parquet", "rejected.parquet", "leaks.parquet", "conflicts.parquet"))])
-def test_prepare_makes_again_exactly_what_is_damaged(config, cropped, name, again, damage):
     folder = prepared(config)
-    before = content(folder)
-    damage(folder / name)
-    cropped.clear()
-    prepared(config)
-    assert cropped == again and content(folder) == before
+    assert sorted(cropped) == left and len(prepared_set.read_index(str(folder))) == 30
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, cut])
-def test_a_damaged_summary_is_made_again(config, cropped, damage):
-    folder = prepared(config)
-    before = content(folder)
-    damage(folder / "prepared.json")
-    cropped.clear()
-    prepared(config)
-    assert cropped == [] and content(folder) == before
+# --- pictures that are cropped to the face -------------------------------------------------------------------
 
 
-READERS = {
-    "index.parquet": prepared_set.read_index,
-    "leaks.parquet": lambda uri: prepared_set.read_table(uri, "leaks"),
-    "conflicts.parquet": lambda uri: prepared_set.read_table(uri, "conflicts"),
-    "rejected.parquet": lambda uri: prepared_set.read_table(uri, "rejected"),
-    PART: lambda uri: prepared_set.read_crops(uri, prepared_set.read_index(uri)),
-    "prepared.json": prepared_set.read_summary,
-}
+@pytest.fixture(scope="module")
+def faces_and_landscape(tmp_path_factory):
+    """Folders of drawn faces, of which Haar finds few where they are cut tightly, each with a landscape."""
+    root = tmp_path_factory.mktemp("pictures")
+    for person in range(24):
+        rng = np.random.default_rng(person)
+        face = render_face(np.random.default_rng(person), "happiness", 1.0, rng, (128, 128), 45)
+        for kind, picture in (("tight", face[23:113, 20:110]), ("photographs", np.pad(face, 60, "edge"))):
+            if person == 23:
+                picture = np.repeat(np.linspace(230, 90, 200), 300).reshape(200, 300).astype(np.uint8)
+            file = root / kind / ("happy" if person % 2 else "sad") / f"{person:02}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(file)
+    return root
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, cut, flip])
-@pytest.mark.parametrize("name", READERS)
-def test_readers_name_the_file_and_the_command(config, name, damage):
-    folder = prepared(config)
-    if name == "prepared.json" and damage is flip:
-        damage = cut
-    damage(folder / name)
-    with pytest.raises((storage.DamagedError, manifest.DataError), match=f"{name}.*run jobs/prepare.py"):
-        READERS[name](str(folder))
-
-
-def test_a_damaged_split_beside_the_first_is_made_again(config):
-    folder = set_with_split(config)
-    other, = (folder / "splits").iterdir()
-    before = content(folder)
-    for name in ("index.parquet", "prepared.json"):
-        cut(other / name)
-        with pytest.raises(storage.DamagedError, match=f"splits/.*/{name}.*run jobs/crossval.py"):
-            prepared_set.read_index(str(other))
-        prepare.resplit(str(folder), SplitConfig(by="image", seed=3))
-        assert content(folder) == before
-
-
-@given(st.data())
-def test_whatever_bit_of_a_part_flips_no_reader_fails_otherwise(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("set")
-    picture = folder / "a.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 12), dtype=np.uint8)).save(picture)
-    prepare.crop_parts({"part": [0], "images": [[{"image": str(picture), "face": None, "cropped": True}]]},
-                       str(folder), FacesConfig())
-    part = folder / "images/part-00000.parquet"
-    whole = bytearray(part.read_bytes())
-    whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    part.write_bytes(whole[: data.draw(st.integers(1, len(whole)))])
-    for read in (lambda: prepared_set.read_crops_of_part(str(folder), 0, np.array([0])),
-                 lambda: prepared_set.read_metadata(str(folder), 1)):
-        try:
-            read()
-        except (storage.DamagedError, manifest.DataError) as error:
-            assert "part-00000.parquet" in str(error) and "jobs/prepare.py" in str(error)
-
-
-# --- storage that fails --------------------------------------------------------------------------------------
-
-
-def test_parts_of_killed_writers_are_swept(config):
-    folder = prepared(config)
-    for left in (folder / f"index.parquet.{'0' * 32}.part", folder / f"{PART}.{'a' * 32}.part"):
-        left.write_bytes(b"half")
-        os.utime(left, (0, 0))
-    prepared(config)
-    assert not list(folder.rglob("*.part"))
-
-
-def test_a_storage_that_takes_no_files_is_one_line(config):
-    """The kernel's own folder lets nobody make files, not even root."""
-    with pytest.raises(storage.StorageError, match=r"^/sys/fer_ray/prepared/set/images/part-00000.parquet: \w[^\n]*$"):
-        prepared(dataclasses.replace(config, storage="/sys/fer_ray"))
-
-
-def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(config):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(storage.StorageError, match=r"part-00000.parquet: File too large$"):
-            prepared(config)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list(Path(config.storage).rglob("*.part"))
-    prepared(config)
-
-
-def test_a_storage_that_is_a_file_is_one_line(config):
-    Path(config.storage).write_bytes(b"")
-    with pytest.raises(storage.StorageError, match=f"{config.storage}.*: Not a directory"):
-        prepared(config)
+@pytest.mark.parametrize(("kind", "options", "kept", "said"), [
+    ("tight", {}, 24, "taken for pictures cropped to the face.* all of these are used whole"),
+    ("photographs", {}, 23, "taken for photographs.* the 1 without any are rejected"),
+    ("photographs", {"on_no_face": "whole"}, 24, "taken for photographs.* all of these are used whole"),
+    ("tight", {"already_cropped": True}, 24, "^$"),
+], ids=["tight", "photographs", "whole", "told"])
+@pytest.mark.usefixtures("cropped")
+def test_what_pictures_are_is_seen_from_their_faces_and_said(faces_and_landscape, tmp_path, kind, options, kept, said):
+    config = Config(name="set", storage=str(tmp_path), faces=FacesConfig(**options), split=SplitConfig(by="image"),
+                    data=DataConfig("folder", str(faces_and_landscape / kind)))
+    folder = str(prepared(config))
+    summary = prepared_set.read_summary(folder)
+    assert len(prepared_set.read_index(folder)) == kept and re.search(said, " ".join(summary["faces"]))
+    assert summary["rejected"] == ({"no face found": 24 - kept} if kept < 24 else {})
+    prepared_page.write(folder, "set")
+    assert all(sentence in Path(folder, "prepare.html").read_text() for sentence in summary["faces"])
 
 
 # --- one picture never stops the job -------------------------------------------------------------------------
@@ -332,14 +258,15 @@ def encoded_jpeg() -> bytes:
     return sink.getvalue()
 
 
-def crop(path: Path, face=None, cropped=True, **options):
-    return prepare.crop_images([{"image": str(path), "face": face, "cropped": cropped}], 0, FacesConfig(**options))[:2]
+def crop(path: Path):
+    """What `crops.crop_image` makes of a file that is a face and nothing else: a row or None, and the reason."""
+    return crops.crop_image({"image": str(path), "face": None, "cropped": True}, FacesConfig())[:2]
 
 
 def test_exif_of_a_wrong_type_hides_no_picture(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg_whose_orientation_has_a_wrong_type())
-    rows, reasons = crop(tmp_path / "a.jpg")
-    assert len(rows) == 1 and not reasons
+    row, reason = crop(tmp_path / "a.jpg")
+    assert row and not reason
 
 
 @given(st.data())
@@ -349,8 +276,8 @@ def test_whatever_a_decoder_raises_is_the_reason_of_that_picture(tmp_path_factor
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("pictures") / "a.jpg"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
-    rows, reasons = crop(path)
-    assert len(rows) + len(reasons) == 1 and all(reasons.values())
+    row, reason = crop(path)
+    assert bool(row) != bool(reason)
 
 
 def test_a_box_that_comes_as_an_array_is_cut_out(tmp_path):
@@ -359,14 +286,13 @@ def test_a_box_that_comes_as_an_array_is_cut_out(tmp_path):
     picture[20:40, 30:50] = 255
     Image.fromarray(picture).save(tmp_path / "a.png")
     uri = str(tmp_path / "set")
-    images = [{"image": str(tmp_path / "a.png"), "face": np.array([x, 20, 20, 20], np.int32), "cropped": None}
-              for x in (30, 80)]
-    prepare.crop_parts({"part": [0], "images": [images]}, uri, FacesConfig(enlarge=0.0))
-    crops = prepared_set.read_part(uri, 0)
-    assert list(crops) == [0] and prepared_set.decode_crop(crops[0]).min() == 255
-    assert prepared_set.read_metadata(uri, 1)["box"].tolist()[0].tolist() == [30, 20, 20, 20]
-    assert provenance.read_records(uri, [0])[0]["rejected"] == {
-        "1": "the box [80, 20, 20, 20] given for the face lies outside the 80 x 60 px"}
+    images = [new_image(tmp_path / "a.png", np.array([x, 20, 20, 20], np.int32)) for x in (30, 80)]
+    name, = crops.crop_parts({"part": [0], "images": [images]}, uri, FacesConfig(enlarge=0.0))["name"]
+    found = prepared_set.read_part(uri, name)
+    assert prepared_set.decode_crop(found[0]).min() == 255 and found[1] is None
+    assert prepared_set.read_metadata(uri, [name])["box"].tolist()[0].tolist() == [30, 20, 20, 20]
+    assert prepared_set.read_columns(uri, [name], ["reason"])["reason"].to_pylist() == [
+        None, "the box [80, 20, 20, 20] given for the face lies outside the 80 x 60 px"]
 
 
 def test_storage_out_of_reach_stops_the_job_and_rejects_nothing(tmp_path, monkeypatch):

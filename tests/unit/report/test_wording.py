@@ -4,7 +4,7 @@ import pandas as pd
 
 from fer_ray.cli import wording
 
-SUMMARY = {"split": "subject", "remarks": ["one person alone is angry"],
+SUMMARY = {"faces": ["own: photographs"], "split": "subject", "remarks": ["one person alone is angry"],
            "counts": {"after": {"ckplus": {"train": {"happy": 1000, "neutral": 20}, "val": {"happy": 3}},
                                 "jaffe": {"train": {"happy": 80}, "test": {"happy": 1}}}},
            "rejected": {"no face found": 2, "its file is empty": 7, "a": 1, "b": 3, "c": 1},
@@ -13,6 +13,7 @@ SUMMARY = {"split": "subject", "remarks": ["one person alone is angry"],
 
 def test_a_prepared_set():
     assert wording.prepared(SUMMARY) == [
+        "own: photographs",
         "1,104 images, split by person: train 1,100, val 3, test 1",
         "14 images rejected: its file is empty (7), b (3), no face found (2), other reasons (2)",
         "in more than one split: 1 identical picture, 2 near-duplicates",
@@ -20,8 +21,8 @@ def test_a_prepared_set():
 
 
 def test_a_clean_set_for_testing():
-    clean = {"split": "test", "remarks": [], "counts": {"after": {"own": {"test": {"happy": 1}}}}, "rejected": {},
-             "leaks": dict.fromkeys(SUMMARY["leaks"], 0)}
+    clean = {"faces": [], "split": "test", "remarks": [], "counts": {"after": {"own": {"test": {"happy": 1}}}},
+             "rejected": {}, "leaks": dict.fromkeys(SUMMARY["leaks"], 0)}
     assert wording.prepared(clean) == ["1 image, none for training: test 1", "nothing is in more than one split"]
 
 

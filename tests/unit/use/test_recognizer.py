@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fer_ray import Recognizer, storage
-from fer_ray.data import pixels, prepare, prepared_set
+from fer_ray.data import crops, pixels, prepared_set
 from fer_ray.data.manifest import EXPRESSIONS, PROBABILITIES
 from fer_ray.data.sample import render_face
 from fer_ray.data_config import FacesConfig
@@ -140,10 +140,10 @@ def test_probabilities_are_those_of_evaluation_at_the_stored_temperature(recogni
     """Evaluation scores the crops of the prepared set, without the temperature."""
     file = tmp_path / "one.png"
     file.write_bytes(png(face(2)))
-    rows, *_ = prepare.crop_images([{"image": str(file), "face": None, "cropped": None}], 0, FacesConfig())
-    crop = prepared_set.decode_crop(rows[0]["crop"])
+    row, *_ = crops.crop_image({"image": str(file), "face": None, "cropped": None}, FacesConfig())
+    crop = prepared_set.decode_crop(row["crop"])
     (found,) = recognize(file).faces
-    assert list(found.box) == rows[0]["box"]
+    assert list(found.box) == row["box"]
     evaluated = predictor.Predictor.from_checkpoint(checkpoint).probabilities([crop])
     assert recognize.temperature == 1.7
     expected = calibration.at_temperature(evaluated, 1.7)[0]
