@@ -8,7 +8,7 @@ Measured on the same images, taking turns, `--rounds` times:
 - one core: the same work in one process, without Ray;
 - pool: the same work in a bare pool of processes, which is the limit of what Ray could reach on these cores.
 
-And before these a whole prepare, and the same again with ten images more, with nothing new, and with all files touched.
+Or, with `--again`: a whole prepare, and the same with ten images more, with nothing new, and with all files touched.
 
 Prints the medians; the last line is JSON.
 """
@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=350, help="longer side of the images taken (px)")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--repeat", type=int, default=10, help="how often the images are repeated for the memory curve")
+    parser.add_argument("--again", action="store_true", help="measure only what preparing again costs")
     options = parser.parse_args()
     found = find_images(options.root, options.images, options.side)
     enough = manifest_of(found, -(-options.images // len(found)))
@@ -199,8 +200,9 @@ def main() -> None:
     connection.connect()
     with tempfile.TemporaryDirectory() as out:
         prepare_with_ray(manifest.Manifest(data.rows.slice(0, 256), data.rejected), out)  # starts the workers
-        again = again_seconds(images, out)
-        print("whole prepare (s):", again, flush=True)
+        if options.again:
+            print(json.dumps(again_seconds(images, out) | {"cores": CORES, "date": date.today().isoformat()}))
+            return
         rounds, boxes, folder = [], {}, ""
         for _ in range(options.rounds):
             start = time.perf_counter()
@@ -212,7 +214,6 @@ def main() -> None:
             print("  ".join(f"{name} {rate:.1f}" for name, rate in rounds[-1].items()), "images/s", flush=True)
         result = {
             **medians(rounds),
-            "prepare_again_s": again,
             "box_agreement": round(box_agreement(boxes, data, folder), 4),
             "job_of_50_images_s": round(small_job_seconds(data.rows.slice(0, 50), out), 1),
             "worker_memory_mb": {str(len(images)): peak_memory(data, out),

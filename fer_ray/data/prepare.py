@@ -53,13 +53,19 @@ def prepare(config: Config, data: manifest.Manifest) -> str:
         now = provenance.contents_of(wanted)
         if contents is None or not contents.equals(now):
             _renew_contents(uri, now)
+        _sweep(uri, stored, parts)
         return uri
     parts |= write_parts(uri, missing, config.faces, len(wanted))
     origin = {"request": request, "images": _digest(sources, sorted(parts.values()))}
     _write_index(uri, config, data, wanted, parts, origin)
-    for name in stored.keys.keys() - parts.values():
-        storage.delete_file(prepared_set.part_uri(uri, name))
+    _sweep(uri, stored, parts)
     return uri
+
+
+def _sweep(uri: str, stored: provenance.Stored, parts: dict[int, str]) -> None:
+    """Remove the parts that other ones have taken the place of."""
+    for name in sorted(set(stored.names) - set(parts.values())):
+        storage.delete_file(prepared_set.part_uri(uri, name))
 
 
 def _stored_parts(uri: str, config: Config) -> provenance.Stored:

@@ -104,14 +104,16 @@ class Stored:
 
     def __init__(self, uri: str):
         """Read their keys. Parts that are damaged or of another format are left out."""
-        names = [match[0].removesuffix(".parquet") for name in storage.list_files(storage.join(uri, "images"))
-                 if (match := re.fullmatch(r"part-\d{5}-[0-9a-f]{16}\.parquet", name))]
+        self.names = [match[0].removesuffix(".parquet") for name in storage.list_files(storage.join(uri, "images"))
+                      if (match := re.fullmatch(r"part-\d{5}-[0-9a-f]{16}\.parquet", name))]
+        """Of all parts, the damaged ones too."""
         self.keys: dict[str, list[str]] = {}
         """By name of the part, the key of the image at each position."""
         self.made_with: list[dict] = []
         """The different `metadata` of these parts."""
-        with Progress("prepare: check", len(names), "parts") as progress:
-            for name, table in zip(names, side_by_side(lambda name: _read_keys(uri, name), names), strict=True):
+        with Progress("prepare: check", len(self.names), "parts") as progress:
+            tables = side_by_side(lambda name: _read_keys(uri, name), self.names)
+            for name, table in zip(self.names, tables, strict=True):
                 progress.advance()
                 if table is None:
                     continue
