@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,11 @@ from fer_ray.use.inputs import Picture
 from fer_ray.use.recognition import SCHEMA, Face, Recognition
 
 PART_IMAGES = 64  # their crops, at 200 kB a face, are what lies between two steps of the pipeline
-CPUS_PER_WORKER = 2  # of a worker with the network, on a cluster without GPUs: half of the CPUs score, half cut
+CPUS_PER_WORKER = 2  # of which a worker with the network takes one, on a cluster without GPUs
+# Of a task that cuts faces. Two on each CPU that the workers leave: whoever is slower, network or detector, then finds
+# all cores, since the others wait for it.
+CPUS_PER_TASK = 0.5
+READERS = 16  # parts that are read at once: storage may be far away
 # between the two steps: the crops of a part's photographs, as the bytes of their pixels
 _CROPPED = pa.schema([("uri", pa.string()), ("images", pa.list_(pa.struct([
     ("image", pa.string()), ("reason", pa.string()), ("crops", pa.list_(pa.struct([
@@ -84,7 +89,8 @@ def predict(job: Job) -> str:
     if _has_all(job):
         return job.table
     parts = job.parts()
-    if missing := {uri: pictures for uri, pictures in parts.items() if _read_part(uri) is None}:
+    found = _read_parts(job)
+    if missing := {uri: pictures for uri, pictures in parts.items() if found[uri] is None}:
         _make_parts(job, missing)
     whole = pa.concat_tables(read_parts(job))
     sink = io.BytesIO()
@@ -96,10 +102,18 @@ def predict(job: Job) -> str:
 
 def read_parts(job: Job) -> list[pa.Table]:
     """The parts of a table that `predict` has made. Raises: storage.DamagedError."""
-    found = {uri: _read_part(uri) for uri in job.parts()}
+    found = _read_parts(job)
     if damaged := [uri for uri, part in found.items() if part is None]:
         raise storage.DamagedError(f"{damaged[0]}: is missing or damaged; run the same command again")
     return [part for part in found.values() if part is not None]
+
+
+def _read_parts(job: Job) -> dict[str, pa.Table | None]:
+    there = set(storage.list_files(job.folder))
+    uris = list(job.parts())
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = pool.map(lambda uri: _read_part(uri) if uri.rsplit("/", 1)[-1] in there else None, uris)
+        return dict(zip(uris, parts, strict=True))
 
 
 def _request(job: Job) -> str:
@@ -146,13 +160,12 @@ def _make_parts(job: Job, parts: dict[str, list[Picture]]) -> None:
     import ray
     import ray.data
 
-    cluster = ray.cluster_resources()
-    pool = worker_options(cluster, job)
+    pool = worker_options(ray.cluster_resources(), job)
     items = [{"uri": uri, "images": [dataclasses.asdict(picture) for picture in of_part]}
              for uri, of_part in parts.items()]
     cut: Any = functools.partial(cut_part, search=job.search)  # Ray's types leave out that batches may be Arrow tables
     done = (ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(cut, batch_size=1, batch_format="pyarrow", num_cpus=task_cpus(cluster))
+            .map_batches(cut, batch_size=1, batch_format="pyarrow", num_cpus=CPUS_PER_TASK)
             .map_batches(Scorer, batch_size=1, batch_format="pyarrow", **pool))
     with progress.Progress("predict", len(job.pictures), done=len(job.pictures) - sum(map(len, parts.values()))
                            ) as shown:
@@ -160,16 +173,11 @@ def _make_parts(job: Job, parts: dict[str, list[Picture]]) -> None:
             shown.advance(len(parts[written["uri"]]))
 
 
-def task_cpus(cluster: dict) -> float:
-    """CPUs of a task that cuts faces: on a single CPU half of it, beside the worker that takes the other half."""
-    return 1 if cluster.get("CPU", 1) >= 2 else 0.5
-
-
 def worker_options(cluster: dict, job: Job) -> dict[str, Any]:
     """Options of `map_batches` for the pool of `Scorer`.
 
-    There are as many workers as GPUs, or one for every `CPUS_PER_WORKER` CPUs. The other half of the CPUs cuts faces,
-    or workers and tasks would wait for each other for ever.
+    There are as many workers as GPUs, or one for every `CPUS_PER_WORKER` CPUs. They never take all CPUs, or they and
+    the tasks that cut faces for them would wait for each other for ever.
 
     Args:
         cluster: as `ray.cluster_resources()` gives it.
@@ -183,8 +191,8 @@ def worker_options(cluster: dict, job: Job) -> dict[str, Any]:
     if job.use_gpu and not gpus:
         raise ConfigError("train.use_gpu: the cluster has no GPU; start a node with one or use --train.use_gpu false")
     number = gpus if job.use_gpu else max(1, int(cpus // CPUS_PER_WORKER))
-    return {"num_cpus": task_cpus(cluster), "num_gpus": int(job.use_gpu), "scheduling_strategy": "SPREAD",
-            "compute": ray.data.ActorPoolStrategy(size=number),
+    return {"num_cpus": 1 if cpus >= CPUS_PER_WORKER else cpus - CPUS_PER_TASK, "num_gpus": int(job.use_gpu),
+            "scheduling_strategy": "SPREAD", "compute": ray.data.ActorPoolStrategy(size=number),
             # no restarts: Ray would warn of each on the terminal; the same command goes on with what is missing
             "max_restarts": 0, "fn_constructor_kwargs": {"checkpoint": job.checkpoint, "use_gpu": job.use_gpu}}
 

@@ -81,7 +81,6 @@ def recognitions(tables: Iterable[pa.Table], most: int) -> dict[str, Recognition
 
 def _draw(job: batch.Job, copies: dict[str, dict[str, str]], total: int) -> None:
     """Draw all copies of these parts, of `total` copies in all."""
-    import ray
     import ray.data
 
     number = sum(map(len, copies.values()))
@@ -90,7 +89,7 @@ def _draw(job: batch.Job, copies: dict[str, dict[str, str]], total: int) -> None
     items = [{"part": part, "images": list(files), "files": list(files.values())} for part, files in copies.items()]
     draw: Any = functools.partial(draw_part, folder=storage.join(job.folder, "annotated"))  # Ray's types want a class
     drawn = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        draw, num_cpus=batch.task_cpus(ray.cluster_resources()))
+        draw, num_cpus=batch.CPUS_PER_TASK)
     with progress.Progress("annotate", total, done=total - number) as shown:
         for done in drawn.iter_rows():
             shown.advance(done["drawn"])

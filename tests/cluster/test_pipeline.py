@@ -37,6 +37,9 @@ def test_last_line_names_a_result_that_is_whole(ran):
     assert Path(result["report"]).read_text().startswith("<!doctype html>")
     assert (root / "out/runs/tiny/summary.png").read_bytes().startswith(b"\x89PNG")
     assert (Path(result["checkpoint"]) / "model.safetensors").is_file()
+    stored, report = (json.loads(file.read_text()) for file in (Path(result["checkpoint"]) / "calibration.json",
+                                                                root / "out/runs/tiny/report.json"))
+    assert stored["temperature"] == report["calibration"]["temperature"] == 1 and "a fit needs" in stored["reason"]
     predictions = pd.read_csv(root / "out/runs/tiny/predictions.csv")
     assert len(predictions) == result["test_images"] == sum(map(sum, result["metrics"]["confusion"]))
     assert json.loads((root / "out/best/tiny.json").read_text())["checkpoint"] == result["checkpoint"]

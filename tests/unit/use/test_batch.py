@@ -84,7 +84,7 @@ def test_the_pool_leaves_cpus_for_those_who_feed_it(tmp_path, cluster, use_gpu, 
     options = batch.worker_options(cluster, job(tmp_path, use_gpu=use_gpu))
     assert options["compute"].min_size == options["compute"].max_size == workers
     assert (options["num_cpus"], options["num_gpus"]) == (cpus, int(use_gpu))
-    assert workers * cpus + batch.task_cpus(cluster) <= cluster["CPU"]
+    assert workers * cpus + batch.CPUS_PER_TASK <= cluster["CPU"]
 
 
 def test_a_cluster_without_gpus_is_told(tmp_path):
