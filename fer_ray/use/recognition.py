@@ -32,7 +32,7 @@ class Face:
     """Degrees, counterclockwise, by which the photograph was turned about its centre to find the face: 0 for upright
     ones. The box is then that of the turned face, about the same centre."""
     whole: bool
-    """No detector found it: the photograph was used whole, as the network's `faces` options say."""
+    """The photograph was used whole: a face fills it, or the network's `faces` options say so."""
     expression: str
     """The most probable expression."""
     probabilities: dict[str, float]
