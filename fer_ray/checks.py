@@ -212,6 +212,9 @@ def _contradictions(config: Config) -> list[str]:
          f"evaluate.groups: unknown columns {shown(sorted(set(config.evaluate.groups) - groups))}; known: "
          f"{', '.join(sorted(groups))} (more by data.table.group_columns)"),
         (not config.compare.backbones, "compare.backbones: [] must name at least one network"),
+        (not config.export.formats, "export.formats: [] must name at least one format"),
+        (len(set(config.export.formats)) < len(config.export.formats),
+         f"export.formats: {shown(config.export.formats)} must name each format once"),
         (config.retrain and not config.labels, "retrain: needs --labels"),
         (ckplus.neutral_below > ckplus.expression_above,
          f"data.ckplus.neutral_below: {ckplus.neutral_below:g} must not exceed data.ckplus.expression_above "

@@ -188,6 +188,18 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """A trained network as files that run without fer_ray (jobs/export.py), in `exports/NAME/` of the storage."""
+
+    checkpoint: Uri = ""
+    """Folder of the checkpoint; empty: the best one of the run `name`."""
+    formats: list[Literal["onnx", "onnx_fp16", "onnx_int8", "torch"]] = field(
+        default_factory=lambda: ["onnx", "torch"])
+    """Files to write: ONNX in float32, float16 or int8 (calibrated on validation images), and PyTorch's own format
+    (`torch.export`). Each is scored on the test split beside the original (extra `onnx`)."""
+
+
+@dataclass(frozen=True)
 class ProtocolConfig:
     """How a score is made from several runs (jobs/crossval.py)."""
 
@@ -244,6 +256,7 @@ class Config:
     tune: TuneConfig = field(default_factory=TuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     card: CardConfig = field(default_factory=CardConfig)

@@ -20,6 +20,8 @@ VERBS = {
     "train": ("stages.run_train", "Fine-tune a backbone on a prepared set. The same name resumes."),
     "evaluate": ("stages.run_evaluate", "Score the best checkpoint on the test split and write the report."),
     "predict": ("stages.run_predict", "Say the expression in photographs without labels."),
+    "export": ("stages.run_export", "Write a trained network as ONNX and for PyTorch, and score each beside the "
+                                    "original."),
     "tune": ("studies.run_tune", "Search learning rate and momentum on a prepared set. The same name goes on with a "
                                  "search that was interrupted."),
     "crossval": ("studies.run_crossval", "Several runs for one score: folds, seeds, or the paper's split beside an "

@@ -29,6 +29,7 @@ USES = {
     "train": (*_RUN, "train"),
     "evaluate": (*_PREPARE, "evaluate", "card", "train.use_gpu", "train.seed"),
     "predict": ("name", "storage", "predict", "data.table.image_column", "faces.model", "train.use_gpu"),
+    "export": (*_RUN, "export", "evaluate.batch_size"),
     "tune": (*_PREPARE, "train", "tune", *_SCORE),
     "crossval": (*_ALL_STAGES, "protocol"),
     "compare": (*_ALL_STAGES, "compare"),
@@ -36,7 +37,8 @@ USES = {
     "audit": (*_ALL_STAGES, "protocol", "labels", "retrain"),
 }
 # These come first in `--help`, since most commands give some of them.
-COMMON = ("name", "storage", "prepared", "data.root", "data.kind", "predict.images", "predict.checkpoint", "labels",
+COMMON = ("name", "storage", "prepared", "data.root", "data.kind", "predict.images", "predict.checkpoint",
+          "export.checkpoint", "export.formats", "labels",
           "train.backbone", "train.epochs", "train.batch_size", "train.lr", "train.num_workers", "train.use_gpu")
 WIDTH = 100
 

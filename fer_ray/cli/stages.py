@@ -18,7 +18,7 @@ from fer_ray.evaluate import evaluation
 from fer_ray.model import augment, checkpoints, metrics, start_weights
 from fer_ray.report import pages, prepared_page
 from fer_ray.train import inputs, job, resources, schedule, training
-from fer_ray.use import batch, gallery, recognizer
+from fer_ray.use import batch, export, gallery, recognizer
 from fer_ray.use import inputs as photographs
 from fer_ray.use.photographs import Cutter, Search
 
@@ -131,6 +131,18 @@ def _faces_options(config: Config, checkpoint: str) -> FacesConfig:
             wording.say("predict", [f"faces.{field.name} is {used}, as the network was trained, and not {given}"])
     # a file of this machine, which lay elsewhere where the network was trained
     return dataclasses.replace(trained, model=config.faces.model or trained.model)
+
+
+def run_export(config: Config) -> str:
+    """Write a checkpoint in formats that run without fer_ray; URI of export.json."""
+    prepared = prepared_set.uri_of(config)
+    checkpoint = config.export.checkpoint or recognizer.find_checkpoint(config.storage, config.name)
+    export.check(config, prepared, checkpoint)
+    if checkpoints.read_temperature(checkpoint) is None:
+        wording.say("export", ["no temperature is stored with the checkpoint, so its probabilities stay as they are; "
+                               "jobs/evaluate.py fits one on the validation images"])
+    connection.connect()
+    return export.export(config, prepared, checkpoint)
 
 
 def run_pipeline(config: Config) -> str:
