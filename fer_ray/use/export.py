@@ -119,12 +119,12 @@ def export_checkpoint(config: Config, prepared: str, checkpoint: str, threads: i
     index = prepared_set.read_index(prepared).sort_values("row")
     test = index[index["split"] == "test"]
     labels = np.array([EXPRESSIONS.index(e) for *_, expressions in batches.rows_by_part(test) for e in expressions])
-    about = {"classes": list(EXPRESSIONS), "temperature": temperature or 1.0, "faces": description["config"]["faces"],
+    about = {"classes": list(EXPRESSIONS), "temperature": temperature, "faces": description["config"]["faces"],
              "backbone": description["backbone"], "sha256": description["sha256"]}
     with tempfile.TemporaryDirectory(dir=scratch.folder()) as folder:
         _write(network, about, config.export.formats, folder, prepared, index[index["split"] == "val"])
         weights = storage.join(checkpoint, "model.safetensors")
-        original = Predictor(network, description["backbone"], threads, temperature=about["temperature"])
+        original = Predictor(network, description["backbone"], threads, temperature=temperature or 1.0)
         expected, speed = _apply(original, prepared, test, config.evaluate.batch_size)
         rows = [{"format": "original", "file": weights, "bytes": storage.stat(weights)[0], "images_per_s": speed,
                  **_compare(expected, expected, labels)}]
@@ -139,8 +139,7 @@ def export_checkpoint(config: Config, prepared: str, checkpoint: str, threads: i
         for name in config.export.formats:
             storage.move(str(Path(folder) / FILES[name]), storage.join(target, FILES[name]))
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    summary = {**about, "name": config.name, "created": created,
-               "temperature_fitted": temperature is not None, "checkpoint": checkpoint, "prepared": prepared,
+    summary = {**about, "name": config.name, "created": created, "checkpoint": checkpoint, "prepared": prepared,
                "test_images": len(test), "threads": threads, "rows": rows,
                "versions": {package: importlib.metadata.version(package) for package in ("torch", *PACKAGES)}}
     storage.write_bytes(storage.join(target, "export.md"), export_page.markdown(summary).encode())
@@ -154,7 +153,8 @@ def _write(network, about: dict, formats: Sequence[str], folder: str, prepared: 
     from fer_ray.use import onnx_export
 
     files = {name: str(Path(folder) / file) for name, file in FILES.items()}
-    program = onnx_export.trace(onnx_export.CropClassifier(network, about["temperature"]), about["backbone"])
+    temperature, backbone = about["temperature"] or 1.0, about["backbone"]
+    program = onnx_export.trace(onnx_export.CropClassifier(network, temperature), backbone)
     if "torch" in formats:
         onnx_export.write_torch(program, files["torch"], about)
     if {"onnx", "onnx_int8"} & set(formats):
@@ -164,8 +164,8 @@ def _write(network, about: dict, formats: Sequence[str], folder: str, prepared: 
         crops = [augment.to_rgb(crop) for part in _crops_by_part(prepared, some) for crop in part]
         onnx_export.quantize(files["onnx"], files["onnx_int8"], crops)
     if "onnx_fp16" in formats:
-        half = onnx_export.CropClassifier(network, about["temperature"], torch.float16)
-        onnx_export.write_onnx(onnx_export.trace(half, about["backbone"]), files["onnx_fp16"], about)
+        half = onnx_export.CropClassifier(network, temperature, torch.float16)
+        onnx_export.write_onnx(onnx_export.trace(half, backbone), files["onnx_fp16"], about)
 
 
 def _open(name: str, file: str, threads: int) -> _Network:

@@ -28,8 +28,8 @@ def markdown(summary: dict) -> str:
 
     `summary`: the content of `export.json`.
     """
-    fitted = ("which was fitted on the validation images" if summary["temperature_fitted"] else
-              "since none was fitted: jobs/evaluate.py has not scored this checkpoint yet")
+    temperature = (f"divided by the temperature {summary['temperature']:.4g}" if summary["temperature"] else
+                   "not calibrated: jobs/evaluate.py had not fitted a temperature yet")
     table = [COLUMNS, ("---", *("---:" for _ in COLUMNS[1:])), *map(cells, summary["rows"])]
     files = [f"- `{row['file']}`: {_WHAT[row['format']]}, sha256 `{row['sha256']}`" for row in summary["rows"][1:]]
     return "\n".join([
@@ -40,8 +40,7 @@ def markdown(summary: dict) -> str:
         "blue in 0..255. A grey crop is to be repeated into three channels. The network itself takes the centre "
         "of each crop and normalises it.",
         f"- **Output** `{OUTPUT}`: float32 [N, {len(summary['classes'])}], the probabilities of "
-        f"{', '.join(summary['classes'])}, in this order. The logits are divided by the temperature "
-        f"{summary['temperature']:.4g}, {fitted}.",
+        f"{', '.join(summary['classes'])}, in this order. Their logits are {temperature}.",
         "- The metadata of each file name the classes, the temperature, and the options by which faces were cropped.",
         "", f"Scored on the {summary['test_images']:,} test images of `{summary['prepared']}`, on a CPU with "
         f"{summary['threads']} threads. Differences are those of probabilities from the original's: the largest "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import UnionType
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from fer_ray.model import augment
 
 INPUT, OUTPUT = "crops", "probabilities"  # names in the exported network
 # What the metadata of an exported network holds, as JSON, under keys of these names.
-METADATA: dict[str, type] = {"classes": list, "temperature": float, "faces": dict, "backbone": str, "sha256": str}
+METADATA: dict[str, type | UnionType] = {"classes": list, "temperature": float | None, "faces": dict, "backbone": str,
+                                         "sha256": str}
 EXTRA = "pip install -e '.[onnx]'"
 
 
@@ -26,7 +28,7 @@ class OnnxModel:
     """A network that `fer_ray export` wrote as ONNX, on the CPU.
 
     Attributes:
-        temperature: by which the network divides its logits; 1 if none was fitted. It is part of the network.
+        temperature: by which the network divides its logits, as a part of it; None if none was fitted, and it does not.
         faces: the options by which the faces were cropped for training, as `FacesConfig` has them.
         backbone: name of the network.
         sha256: of the weights of the checkpoint that was exported.

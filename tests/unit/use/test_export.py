@@ -102,7 +102,7 @@ def test_the_folder_tells_what_lies_there(root, rows):
         file = folder / row["file"]
         assert file.stat().st_size == row["bytes"] and storage.sha256(str(file)) == row["sha256"]
     page = (folder / "export.md").read_text()
-    assert "uint8 [N, 256, 256, 3]" in page and "temperature 1.7, which was fitted on the validation images" in page
+    assert "uint8 [N, 256, 256, 3]" in page and "divided by the temperature 1.7" in page
     assert all("| " + " | ".join(export_page.cells(row)) + " |" in page for row in rows)
 
 
