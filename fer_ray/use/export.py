@@ -176,8 +176,8 @@ def _open(name: str, file: str, threads: int) -> _Network:
 
 def _crops_by_part(prepared: str, rows: pd.DataFrame) -> Iterator[list[np.ndarray]]:
     """The crops of these index rows, part by part: a whole split need not fit into memory."""
-    for part, row_ids, _ in batches.rows_by_part(rows):
-        yield prepared_set.read_crops_of_part(prepared, part, row_ids)
+    for part in batches.rows_by_part(rows):
+        yield batches.load_part(prepared, *part).images
 
 
 def _apply(network: _Network, prepared: str, rows: pd.DataFrame, batch_size: int) -> tuple[np.ndarray, float]:

@@ -34,13 +34,13 @@ def draw_crop(seed: int) -> np.ndarray:
 def prepare(uri: str, splits: list[str]) -> None:
     """A prepared set with an image for each of these splits, in parts of three."""
     rows = np.arange(len(splits))
-    index = pd.DataFrame({"row": rows, "part": rows // 3, "split": splits,
-                          "expression": [EXPRESSIONS[row % 8] for row in rows]})
+    index = pd.DataFrame({"row": rows, "part": [f"part-{row // 3}" for row in rows], "part_row": rows % 3,
+                          "split": splits, "expression": [EXPRESSIONS[row % 8] for row in rows]})
     for part, of_part in index.groupby("part"):
         crops = [cv2.imencode(".png", draw_crop(row))[1].tobytes() for row in of_part["row"]]
-        file = Path(prepared_set.part_uri(uri, part))
+        file = Path(prepared_set.part_uri(uri, str(part)))
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"row": of_part["row"].to_numpy(), "crop": crops}), file)
+        pq.write_table(pa.table({"crop": crops}), file)
     files = prepared_set.write_table(uri, "index", pa.Table.from_pandas(index))
     storage.write_json(f"{uri}/prepared.json", {
         "schema_version": prepared_set.SCHEMA_VERSION, "request": "", "fingerprint": "print", "files": files,
