@@ -111,6 +111,7 @@ def export_checkpoint(config: Config, prepared: str, checkpoint: str, threads: i
         checkpoints.CheckpointError; storage.StorageError.
     """
     from fer_ray.model.predictor import Predictor
+    from fer_ray.use import onnx_export
 
     target = folder_of(config)
     storage.delete_dir(target)
@@ -119,8 +120,7 @@ def export_checkpoint(config: Config, prepared: str, checkpoint: str, threads: i
     index = prepared_set.read_index(prepared).sort_values("row")
     test = index[index["split"] == "test"]
     labels = np.array([EXPRESSIONS.index(e) for *_, expressions in batches.rows_by_part(test) for e in expressions])
-    about = {"classes": list(EXPRESSIONS), "temperature": temperature, "faces": description["config"]["faces"],
-             "backbone": description["backbone"], "sha256": description["sha256"]}
+    about = onnx_export.metadata_of(description, temperature)
     with tempfile.TemporaryDirectory(dir=scratch.folder()) as folder:
         _write(network, about, config.export.formats, folder, prepared, index[index["split"] == "val"])
         weights = storage.join(checkpoint, "model.safetensors")
@@ -171,7 +171,7 @@ def _write(network, about: dict, formats: Sequence[str], folder: str, prepared: 
 def _open(name: str, file: str, threads: int) -> _Network:
     from fer_ray.use import onnx_export
 
-    return onnx_export.TorchModel(file) if name == "torch" else OnnxModel.load(file, threads)
+    return onnx_export.TorchModel(file) if name == "torch" else OnnxModel.load(file, threads=threads)
 
 
 def _crops_by_part(prepared: str, rows: pd.DataFrame) -> Iterator[list[np.ndarray]]:

@@ -22,6 +22,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from fer_ray.data.faces import CROP_SIDE
+from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.model import augment
 from fer_ray.use.onnx_model import INPUT, OUTPUT, OnnxError
 
@@ -46,6 +47,17 @@ class CropClassifier(nn.Module):
         centre = crops[:, first : first + augment.CROP, first : first + augment.CROP].permute(0, 3, 1, 2)
         normalised = (centre.float() - self.mean) / self.std
         return (self.network(normalised.to(self.dtype)).float() / self.temperature).softmax(1)
+
+
+def metadata_of(description: dict, temperature: float | None) -> dict:
+    """What `onnx_model.METADATA` lists, of a checkpoint.
+
+    Args:
+        description: its `model.json`.
+        temperature: that is stored with it; None if none was fitted.
+    """
+    return {"classes": list(EXPRESSIONS), "temperature": temperature, "faces": description["config"]["faces"],
+            "backbone": description["backbone"], "sha256": description["sha256"]}
 
 
 def trace(classifier: CropClassifier, name: str) -> torch.export.ExportedProgram:

@@ -60,8 +60,13 @@ class OnnxModel:
             told[key] for key in ("temperature", "faces", "backbone", "sha256"))
 
     @classmethod
-    def load(cls, uri: str, threads: int = 0) -> OnnxModel:
-        """The network of a local file or one in a bucket. Raises: OnnxError; storage.StorageError."""
+    def load(cls, uri: str, use_gpu: bool = False, threads: int = 0) -> OnnxModel:
+        """The network of a local file or one in a bucket.
+
+        Raises: OnnxError, also if it is to run on a GPU; storage.StorageError.
+        """
+        if use_gpu:
+            raise OnnxError(f"{uri}: fer_ray runs ONNX files on the CPU; load the checkpoint to use a GPU")
         try:
             return cls(storage.read_bytes(uri), uri, threads)
         except FileNotFoundError:

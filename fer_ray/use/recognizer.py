@@ -18,6 +18,7 @@ from fer_ray.data import pixels
 from fer_ray.data_config import FacesConfig
 from fer_ray.model import checkpoints, registry
 from fer_ray.use import drawing, photographs
+from fer_ray.use.onnx_model import OnnxModel
 from fer_ray.use.photographs import Crop, Cutter, Photograph, Search
 from fer_ray.use.recognition import Face, Recognition, Recognitions
 
@@ -54,10 +55,11 @@ class Recognizer:
     def load(cls, source: str | os.PathLike, name: str = "", *, faces: Literal["all", "largest"] = "all",
              tilt: bool = False, min_face: int = 0, use_gpu: bool = False,
              faces_config: FacesConfig | None = None) -> Recognizer:
-        """The network of a checkpoint, with the temperature that is stored with it.
+        """The network of a checkpoint, with the temperature that is stored with it, or of an exported ONNX file.
 
         Args:
-            source: folder or s3:// URI of a checkpoint, or of a storage.
+            source: folder or s3:// URI of a checkpoint, or of a storage; or a file NAME.onnx that jobs/export.py
+                wrote, which runs without torch.
             name: of a run in the storage; may be left out if the storage holds only one.
             faces: all faces of a photograph, or the largest alone, which is found faster.
             tilt: where no face is found, turn the photograph by 30 degrees to either side and search again.
@@ -66,14 +68,20 @@ class Recognizer:
             faces_config: how faces are found and cut; by default as the network's training images were.
 
         Raises: checkpoints.CheckpointError if there is no whole checkpoint of this program's eight classes;
-            faces.DetectorError; storage.StorageError.
+            onnx_model.OnnxError if a file cannot be used, or is to run on a GPU; faces.DetectorError;
+            storage.StorageError.
         """
-        checkpoint = find_checkpoint(os.fspath(source), name)
-        search = Search(faces_config or trained_faces(checkpoint), faces, tilt, min_face)
-        temperature = checkpoints.read_temperature(checkpoint)
+        used = os.fspath(source)
+        if used.endswith(".onnx"):
+            network = OnnxModel.load(used, use_gpu)
+            trained, temperature = faces_config_of(network.faces), network.temperature
+        else:
+            used = find_checkpoint(used, name)
+            network = load_network(used, use_gpu)
+            trained, temperature = trained_faces(used), checkpoints.read_temperature(used)
         if temperature is None:
-            warnings.warn(f"{checkpoint}: {NOT_CALIBRATED}", stacklevel=2)
-        return cls(load_network(checkpoint, use_gpu), search, temperature)
+            warnings.warn(f"{used}: {NOT_CALIBRATED}", stacklevel=2)
+        return cls(network, Search(faces_config or trained, faces, tilt, min_face), temperature)
 
     @overload
     def __call__(self, images: Photograph) -> Recognition: ...
@@ -157,7 +165,11 @@ def find_checkpoint(source: str, name: str = "") -> str:
 
 def trained_faces(checkpoint: str) -> FacesConfig:
     """How the faces were found and cut that the network was trained on. Raises: checkpoints.CheckpointError."""
-    trained = checkpoints.describe(checkpoint)["config"]["faces"]
+    return faces_config_of(checkpoints.describe(checkpoint)["config"]["faces"])
+
+
+def faces_config_of(trained: dict) -> FacesConfig:
+    """The options of that version of the program that trained, as far as this one has them."""
     known = {field.name for field in dataclasses.fields(FacesConfig)}
     return FacesConfig(**{key: value for key, value in trained.items() if key in known})
 
