@@ -173,8 +173,8 @@ def decode(content: bytes, where: str) -> str:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that `0`, `7` or `12` spells; None for everything else that `int` accepts: `1_0`, ` 7`, `-3`."""
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+    """The number that `0`, `12`, or `3.0` of a spreadsheet spells; None for all else that `int` takes: `1_0`, `-3`."""
+    return int(match[1]) if (match := re.fullmatch(r"([0-9]{1,9})(?:[.,]0+)?", text)) else None
 
 
 def compile_pattern(pattern: str, key: str) -> re.Pattern | None:

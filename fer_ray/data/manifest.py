@@ -120,6 +120,7 @@ def canonical_expression(name: str, where: str, names: dict[str, str] | None = N
     `where` names file and row for the message. Raises: DataError for an unknown name.
     """
     raw = str(name).strip()
+    raw = re.sub(r"^([0-9]+)[.,]0+$", r"\1", raw) if raw not in (names or {}) else raw  # 3.0 of a spreadsheet is 3
     raw = (names or {}).get(raw, raw).casefold()
     plain = re.sub(r"^\d+[\W_]+", "", raw)
     if plain not in _PLAIN:

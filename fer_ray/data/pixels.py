@@ -36,6 +36,7 @@ _FOREIGN = {"HEIC": rb"....ftyp(hei|hev|mif|msf)", "AVIF": rb"....ftypavi", "JPE
             "TIFF with such pixels (floating point colours, for example)": rb"II\*\0|MM\0\*"}
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 8
+DELIMITERS = (",", ";", "\t", "|")  # what may stand between the values of a CSV
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners deliver, in files that have room for 16 or 32
 _CSV = re.compile(r"^(?P<file>.+)#row=\d+,bytes=(?P<first>\d+)-(?P<end>\d+),column=(?P<column>\d+)$", re.DOTALL)
 _PARQUET = re.compile(r"^(?P<file>.+)#row=(?P<row>\d+),column=(?P<column>.+)$", re.DOTALL)
@@ -124,9 +125,12 @@ def file_of(image: str) -> str:
 
 def _grey_values(record: bytes, column: int) -> np.ndarray:
     """The square image whose grey values stand as text in one column of one row of a CSV; uint8 [side, side]."""
-    text = next(csv.reader(io.StringIO(record.decode())))[column]
-    if not _WHOLE_NUMBERS.fullmatch(text):
-        raise ImageError("pixels are not whole numbers")
+    cells = [next(csv.reader(io.StringIO(record.decode("utf-8-sig")), delimiter=mark, skipinitialspace=True))
+             for mark in DELIMITERS]  # grey values stand between blanks, so that only one cut leaves nothing else
+    text = next((row[column] for row in cells if len(row) > column and _WHOLE_NUMBERS.fullmatch(row[column])), None)
+    if text is None:
+        raise ImageError("pixels are not whole numbers" if any(len(row) > column for row in cells)
+                         else f"damaged row: it has no column {column}")
     values = np.array(text.split(), dtype=np.int64)
     side = int(np.sqrt(len(values)))
     if side * side != len(values) or side < MIN_SIDE:
