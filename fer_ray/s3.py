@@ -247,6 +247,18 @@ def names(uri: str) -> tuple[list[str], list[str]]:
     return [name for name in files if name], folders  # consoles and pyarrow put an empty object for a folder itself
 
 
+def tree(uri: str) -> Iterator[tuple[str, int, int]]:
+    """Path below `uri`, size in bytes and time of the last change in ns of each object below it, in order of keys."""
+    bucket, key = split(uri)
+    prefix = _folder(key)
+    with _reporting(uri):
+        for page in _pages(bucket, Prefix=prefix):
+            for found in page.get("Contents", []):
+                if not found["Key"].endswith("/"):  # an empty object that stands for a folder
+                    yield (found["Key"].removeprefix(prefix), found["Size"],
+                           int(found["LastModified"].timestamp()) * 10**9)
+
+
 def _pages(bucket: str, **options) -> Iterator[dict]:
     return _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, **options)
 

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import s3
 
+import fer_ray.s3
+from fer_ray import storage
 from fer_ray.data.manifest import OUTSIDE, DataError
 from fer_ray.use import inputs
 
@@ -61,6 +64,36 @@ def test_a_table_names_images_beside_it_each_once(folder, suffix):
     assert [picture.reason for picture in found] == [None] * 3 + ["file not found"] + [OUTSIDE] * 3
     with pytest.raises(DataError, match=r"no column 'image' \(data.table.image_column\); its columns are photo"):
         inputs.find(f"{folder}/t.{suffix}")
+
+
+def test_a_bucket_is_listed_and_not_asked_for_each_image(folder, monkeypatch):
+    root = "s3://bucket/my/photos"
+    with s3.server() as port, monkeypatch.context() as patch:
+        for name, value in s3.environment(port).items():
+            patch.setenv(name, value)
+        fer_ray.s3._client.cache_clear()
+        for name in FILES:
+            storage.write_bytes(f"{root}/{name}", b"xyz")
+        storage.write_bytes(f"{root}/t.csv", b"image\ntrip/c.PNG\ngone.png\n../x.png\ns3://other/x.png\n./a.png\n")
+        one = storage.stat(f"{root}/a.png")
+        single = inputs.find(f"{root}/a.png")
+        patch.setattr(storage, "stat", lambda uri: pytest.fail(f"a request for {uri}"))
+        found = inputs.find(root)
+        assert [picture.image.removeprefix(root + "/") for picture in found] == [
+            "a.png", "b.jpg", "trip/c.PNG", "trip/deep/d.jpg"]
+        assert single == found[:1] and (found[0].size, found[0].mtime_ns) == one
+        assert [picture.image for picture in inputs.find(f"{root}/**/*.jpg")] == [
+            f"{root}/b.jpg", f"{root}/trip/deep/d.jpg"]
+        table = inputs.find(f"{root}/t.csv")
+        assert [picture.reason for picture in table] == [None, "file not found", OUTSIDE, OUTSIDE, None]
+        assert table[-1].image == f"{root}/a.png"
+        with pytest.raises(DataError, match="no image file there"):
+            inputs.find("s3://bucket/nothing")
+    fer_ray.s3._client.cache_clear()
+
+
+def test_a_folder_may_be_a_uri(folder):
+    assert inputs.find(f"file://{folder}") == inputs.find(str(folder))
 
 
 def test_what_is_not_there_is_told_with_what_would_be(folder):
