@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import s3
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -140,6 +141,23 @@ def test_files_whose_size_and_time_stayed_are_not_read(config, monkeypatch):
     monkeypatch.setattr(pixels, "read", lambda image: pytest.fail(f"{image} was read"))
     monkeypatch.setattr(prepared_set, "verifies", lambda *_: True)
     prepare.prepare(config, data)
+
+
+def test_a_set_on_s3_has_the_parts_of_a_local_one_and_keeps_them(config, cropped, monkeypatch):
+    local = prepared(config)
+    with s3.server() as port:
+        for name, value in s3.environment(port).items():
+            monkeypatch.setenv(name, value)
+        remote = dataclasses.replace(config, storage="s3://bucket/work")
+        uri = prepare.prepare(remote, read_manifest(config.data))
+        assert set(storage.list_files(f"{uri}/images")) == parts_of(local)
+        assert prepared_set.read_summary(uri)["fingerprint"] == prepared_set.read_summary(str(local))["fingerprint"]
+        add(pictures_of(config))
+        cropped.clear()
+        prepare.prepare(remote, read_manifest(config.data))
+        assert cropped == ["p40_1.png"] and len(storage.list_files(f"{uri}/images")) == 4
+        index = prepared_set.read_index(uri)
+        assert len(prepared_set.read_crops(uri, index)) == len(index) == 31
 
 
 # --- nothing is deleted without being asked ----------------------------------------------------------------
