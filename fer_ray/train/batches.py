@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PREFETCHED = 3  # batches that are made while the network works on the one before
 # Rows whose decoding, or forward pass, takes about as long as the start of a process: fewer are not worth a task.
 MIN_ROWS_TO_DECODE, MIN_ROWS_TO_FORWARD = 4000, 100
-WINDOW_PARTS = 8  # parts (files) of the prepared set whose rows a streamed epoch shuffles together
+WINDOW_ROWS = 1024  # about so many are shuffled together in a streamed epoch: decoded, they take some 150 MiB
 
 
 class Source(Protocol):
@@ -155,7 +155,8 @@ def window_order(parts: np.ndarray, seed: int, epoch: int) -> list[np.ndarray]:
     """The images of an epoch in their order, cut into windows that each need few parts of the prepared set.
 
     A full permutation would read every part for each batch. So the parts are shuffled, and then the rows within each
-    `WINDOW_PARTS` of them; since `prepare` deals rows to parts at random, a window is a fair sample of the set.
+    few of them; since `prepare` deals rows to parts at random, a window is a fair sample of the set. A set of a single
+    window has the order of `epoch_order`.
 
     Args:
         parts: int [N], the part that holds each image.
@@ -164,10 +165,14 @@ def window_order(parts: np.ndarray, seed: int, epoch: int) -> list[np.ndarray]:
 
     Returns: positions in `parts`, int64 [n], one array a window.
     """
+    found, part_of = np.unique(parts, return_inverse=True)
+    num_parts = max(1, WINDOW_ROWS * len(found) // len(parts))  # of a window
+    window_of = np.empty(len(found), int)
+    window_of[np.random.default_rng((seed, epoch, 2)).permutation(len(found))] = np.arange(len(found)) // num_parts
+    of_image = window_of[part_of]
+    ends = np.cumsum(np.bincount(of_image))[:-1]
     rng = np.random.default_rng((seed, epoch))
-    shuffled = rng.permutation(np.unique(parts))
-    windows = [shuffled[i : i + WINDOW_PARTS] for i in range(0, len(shuffled), WINDOW_PARTS)]
-    return [rng.permutation(np.flatnonzero(np.isin(parts, window))) for window in windows]
+    return [rng.permutation(window) for window in np.split(np.argsort(of_image, kind="stable"), ends)]
 
 
 def train_positions(order: np.ndarray, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
@@ -270,7 +275,7 @@ class Streamed:
 
     def eval_batches(self, batch_size: int) -> Iterator[tuple]:
         """As `Cached.eval_batches`."""
-        windows = np.array_split(np.arange(len(self.labels)), max(1, len(np.unique(self.parts)) // WINDOW_PARTS))
+        windows = np.array_split(np.arange(len(self.labels)), max(1, len(self.labels) // WINDOW_ROWS))
         yield from self._stream(windows, eval_positions(len(self.labels), batch_size, self.rank, self.world), None)
 
     def _stream(self, windows: list[np.ndarray], steps: list[np.ndarray], epoch: int | None) -> Iterator[tuple]:

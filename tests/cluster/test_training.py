@@ -135,7 +135,7 @@ def test_two_workers_one_of_them_killed_end_as_one(prepared, whole):
             return kill_workers(1)
 
         killed = aside.submit(kill_one)
-        # Streamed, by tasks that find no CPU which no worker holds. A set of a single part has one order, so that
+        # Streamed, by tasks that find no CPU which no worker holds. A set of a single window has one order, so that
         # making the pixels in those tasks changes nothing at all.
         streamed = train(prepared, "killed", num_workers=2, cache_gb=0, checkpoint_every_steps=3, **ALIKE)
         assert killed.result() == 1

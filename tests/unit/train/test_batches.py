@@ -65,8 +65,11 @@ def test_balanced_sampling_draws_all_classes_alike():
 
 
 def test_streamed_order_is_a_permutation_in_windows_of_few_parts():
-    parts = np.repeat(np.arange(20), 7)
+    parts = np.arange(4000) % 20
     windows = batches.window_order(parts, seed=3, epoch=1)
-    assert sorted(np.concatenate(windows)) == list(range(140))
-    assert all(len(np.unique(parts[w])) <= batches.WINDOW_PARTS for w in windows)
+    assert sorted(np.concatenate(windows)) == list(range(4000)) and [len(w) for w in windows] == [1000] * 4
+    assert all(len(np.unique(parts[w])) == 5 for w in windows)
     assert (np.concatenate(windows) != np.concatenate(batches.window_order(parts, 3, 2))).any()
+    one, = batches.window_order(parts[:1000], seed=3, epoch=1)
+    assert (one == batches.epoch_order(np.zeros(1000, int), seed=3, epoch=1)).all()
+
