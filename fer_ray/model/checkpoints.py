@@ -200,7 +200,7 @@ def write_calibration(uri: str, temperature: float, reason: str | None) -> None:
 
 
 def read_temperature(uri: str) -> float | None:
-    """The temperature stored with a checkpoint; None if these weights have not been evaluated yet.
+    """The temperature that calibrates a checkpoint; None if evaluation has not fitted one, or could not keep it.
 
     Raises: CheckpointError; storage.DamagedError; storage.StorageError.
     """
@@ -210,7 +210,8 @@ def read_temperature(uri: str) -> float | None:
     content = storage.read_own_json(file, {"temperature": float, "sha256": str},
                                     "remove the file, or run jobs/evaluate.py of that run again, which writes it")
     # a training that went on after damage may have written other weights into the folder
-    return content["temperature"] if content["sha256"] == describe(uri)["sha256"] else None
+    is_of_these_weights = content["sha256"] == describe(uri)["sha256"]
+    return content["temperature"] if is_of_these_weights and not content.get("reason") else None
 
 
 def find_best(run: str) -> str:

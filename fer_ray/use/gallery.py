@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from fer_ray import progress, storage
 from fer_ray.data import pixels
+from fer_ray.model import checkpoints
 from fer_ray.report import pages
 from fer_ray.use import batch, drawing
 from fer_ray.use.recognition import Recognition
@@ -42,7 +43,8 @@ def write(job: batch.Job, name: str) -> str:
               "faces": [f"{face.expression} {face.probabilities[face.expression]:.0%}" for face in one.faces]}
              for image, one in recognitions(parts.values(), SHOWN).items()]
     storage.write_bytes(page, pages.render_gallery({
-        "name": name, "checkpoint": job.checkpoint, "images": len(job.pictures), "faces": len(faces),
+        "name": name, "checkpoint": job.checkpoint, "images": len(job.pictures),
+        "calibrated": checkpoints.read_temperature(job.checkpoint) is not None, "faces": len(faces),
         "found": faces["expression"].value_counts().to_dict(), "with_faces": faces["image"].nunique(),
         "reasons": table["reason"].value_counts().to_dict(), "shown": shown}).encode())
     return page

@@ -46,7 +46,7 @@ class Recognizer:
     """
 
     def __init__(self, network: Network, search: Search, temperature: float | None):
-        """`temperature`: that the network's probabilities are calibrated by; None if nobody has fitted one."""
+        """`temperature`: that the network's probabilities are calibrated by; None if there is none."""
         self.network, self.search, self.temperature = network, search, temperature
         self.cutter = Cutter(search)
         self._pool = ThreadPoolExecutor(os.cpu_count())  # kept, since each thread loads a detector of its own
@@ -137,8 +137,8 @@ class Recognizer:
             return [], str(error)
 
 
-NOT_CALIBRATED = ("no temperature is stored with this checkpoint, so its probabilities are as the network gives them; "
-                  "jobs/evaluate.py of its run fits and stores one")
+NOT_CALIBRATED = ("its probabilities are not calibrated, but as the network gives them, which is often too sure; "
+                  "jobs/evaluate.py of its run fits a temperature if there are enough validation images, and stores it")
 
 
 def load_network(checkpoint: str, use_gpu: bool = False, threads: int = 0) -> Network:

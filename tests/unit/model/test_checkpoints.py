@@ -247,6 +247,8 @@ def test_the_temperature_belongs_to_the_weights_it_was_fitted_for(tmp_path):
     (tmp_path / "c/calibration.json").write_text("{")
     with pytest.raises(storage.DamagedError, match="calibration.json: is damaged.*jobs/evaluate.py"):
         checkpoints.read_temperature(folder)
+    checkpoints.write_calibration(folder, 1.0, "validation has 3 images")
+    assert checkpoints.read_temperature(folder) is None
     checkpoints.write_calibration(folder, 1.25, None)
     edit(tmp_path / "c", sha256="of other weights")
     assert checkpoints.read_temperature(folder) is None

@@ -152,7 +152,7 @@ def test_probabilities_are_those_of_evaluation_at_the_stored_temperature(recogni
 
 
 def test_a_checkpoint_that_was_never_evaluated_says_so(tmp_path):
-    with pytest.warns(UserWarning, match="no temperature is stored with this checkpoint"):
+    with pytest.warns(UserWarning, match="its probabilities are not calibrated"):
         assert Recognizer.load(tiny.write(tmp_path / "c")).temperature is None
 
 
