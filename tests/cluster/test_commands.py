@@ -33,9 +33,7 @@ SMALL = ("--train.backbone timm:test_resnet --train.weights none --train.epochs 
          "--compare.backbones [timm:test_resnet,timm:test_vit] --tune.num_trials 2 --tune.max_epochs 1 "
          "--data.sample.subjects 3 --evaluate.floor false")
 # What a command needs beside what stands in it, as the text around it says.
-MORE = {"python jobs/audit.py --labels": "--data.root faces/jaffe --train.backbone efficientnet_lite0 "
-                                         "--train.layers head --train.weights imagenet --train.epochs 15",
-        "python jobs/compare.py --config FILE": "--data.root faces"}
+MORE = {"python jobs/compare.py --config FILE": "--data.root faces"}
 # The same job in other words. Each start of a job costs the tests several seconds.
 SAME = {"bash scripts/quickstart.sh": "python jobs/pipeline.py --config jobs/configs/quickstart.yaml",
         "RAY_ADDRESS=auto python jobs/pipeline.py --config jobs/configs/quickstart.yaml":
