@@ -240,6 +240,9 @@ def decide_searches(datasets: pd.Series, searches: pd.Series, config: FacesConfi
         found, filling, none = ((of_dataset == kind).sum() for kind in faces.SEARCHES)
         if config.already_cropped != "auto" or not found + filling + none:
             continue
+        if not filling + none:
+            words.append(f"{dataset}: taken for photographs, since a face was found in all {found:,} images")
+            continue
         cropped = faces.are_crops(found, filling, none)
         rejects &= ~(cropped & (datasets == dataset).to_numpy())
         whole = cropped or config.on_no_face == "whole"

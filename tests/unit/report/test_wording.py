@@ -13,9 +13,9 @@ SUMMARY = {"faces": ["own: photographs"], "split": "subject", "remarks": ["one p
 
 def test_a_prepared_set():
     assert wording.prepared(SUMMARY) == [
-        "own: photographs",
         "1,104 images, split by person: train 1,100, val 3, test 1",
         "14 images rejected: its file is empty (7), b (3), no face found (2), other reasons (2)",
+        "own: photographs",
         "in more than one split: 1 identical picture, 2 near-duplicates",
         "one person alone is angry"]
 
