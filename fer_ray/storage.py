@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Generator, Iterator
+from typing import BinaryIO
 
 from pyarrow import fs
 
@@ -29,6 +31,7 @@ from fer_ray.errors import StorageError, UserError
 ATTEMPTS = s3.ATTEMPTS  # of each request to S3, Ray's own requests too
 # A killed writer leaves its `.part` file. One that nobody has written to for so long is no longer being written.
 ABANDONED_S = 600.0
+BLOCK = 2**20  # bytes that a file in S3 is read by
 _PART = re.compile(r"\.[0-9a-f]{32}\.part$")
 
 
@@ -80,7 +83,7 @@ def exists(uri: str) -> bool:
         return s3.exists(uri)
     with _reporting(uri):
         try:
-            os.stat(_path(uri))
+            os.stat(local_path(uri))
         except (FileNotFoundError, NotADirectoryError):  # the second: something above it is a file
             return False
         return True
@@ -91,7 +94,7 @@ def stat(uri: str) -> tuple[int, int]:
     if _is_s3(uri):
         return s3.stat(uri)
     with _reporting(uri):
-        found = os.stat(_path(uri))
+        found = os.stat(local_path(uri))
     return found.st_size, found.st_mtime_ns
 
 
@@ -99,15 +102,25 @@ def read_bytes(uri: str) -> bytes:
     """The whole file. Raises: FileNotFoundError."""
     if _is_s3(uri):
         return s3.read(uri)
-    with _reporting(uri), open(_path(uri), "rb") as stream:
+    with _reporting(uri), open(local_path(uri), "rb") as stream:
         return stream.read()
+
+
+def open_file(uri: str) -> BinaryIO:
+    """A file to read from, with `seek`; of one in S3 only what is read is fetched. Raises: FileNotFoundError."""
+    if _is_s3(uri):
+        filesystem, path = resolve(uri)
+        with _reporting(uri):
+            return io.BufferedReader(filesystem.open_input_file(path), BLOCK)  # ty: ignore[invalid-argument-type]
+    with _reporting(uri):
+        return open(local_path(uri), "rb")
 
 
 def sha256(uri: str) -> str:
     """Of the whole file, which is not held in memory. Raises: FileNotFoundError."""
     if _is_s3(uri):
         return s3.sha256(uri)
-    with _reporting(uri), open(_path(uri), "rb") as stream:
+    with _reporting(uri), open(local_path(uri), "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -115,7 +128,7 @@ def read_range(uri: str, first: int, length: int) -> bytes:
     """`length` bytes from byte `first` on. Raises: FileNotFoundError."""
     if _is_s3(uri):
         return s3.read_range(uri, first, length)
-    with _reporting(uri), open(_path(uri), "rb") as stream:
+    with _reporting(uri), open(local_path(uri), "rb") as stream:
         stream.seek(first)
         return stream.read(length)
 
@@ -127,7 +140,7 @@ def write_bytes(uri: str, content: bytes) -> None:
     with _reporting(uri, writing=True), _part_of(uri) as part:
         with open(part, "wb") as stream:
             stream.write(content)
-        os.replace(part, _path(uri))
+        os.replace(part, local_path(uri))
 
 
 def create(uri: str, content: bytes) -> bool:
@@ -141,7 +154,7 @@ def create(uri: str, content: bytes) -> bool:
         with open(part, "wb") as stream:
             stream.write(content)
         try:
-            os.link(part, _path(uri))  # unlike a rename, it fails where a file is
+            os.link(part, local_path(uri))  # unlike a rename, it fails where a file is
         except FileExistsError:
             return False
     return True
@@ -162,13 +175,13 @@ def move(path: str, uri: str) -> None:
             mode = os.fstat(stream.fileno()).st_mode
         shutil.move(path, part)
         os.chmod(part, mode & 0o777)  # temporary files are 0600, and a colleague could not read the result
-        os.replace(part, _path(uri))
+        os.replace(part, local_path(uri))
 
 
 @contextlib.contextmanager
 def _part_of(uri: str) -> Generator[str]:
     """A new name beside `uri`, in its folder, which is made if needed. What is left under that name is removed."""
-    path = _path(uri)
+    path = local_path(uri)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     part = f"{path}.{uuid.uuid4().hex}.part"
     try:
@@ -182,7 +195,7 @@ def remove_abandoned(uri: str) -> None:
     """Remove the `.part` files of killed writers directly in the local folder `uri`. S3 keeps no half objects."""
     if _is_s3(uri):
         return
-    with _reporting(uri), contextlib.suppress(FileNotFoundError), os.scandir(_path(uri)) as entries:
+    with _reporting(uri), contextlib.suppress(FileNotFoundError), os.scandir(local_path(uri)) as entries:
         for entry in entries:
             if _PART.search(entry.name) and time.time() - entry.stat().st_mtime > ABANDONED_S:
                 os.remove(entry.path)
@@ -192,7 +205,7 @@ def _is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
-def _path(uri: str) -> str:
+def local_path(uri: str) -> str:
     """The path of a local file, as `os` functions take it: names need not be UTF-8."""
     if uri.startswith("file://"):
         return os.fsdecode(urllib.parse.unquote_to_bytes(uri.removeprefix("file://")))
@@ -246,7 +259,7 @@ def delete_file(uri: str) -> None:
     if _is_s3(uri):
         return s3.delete_file(uri)
     with _reporting(uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        os.remove(_path(uri))
+        os.remove(local_path(uri))
 
 
 def delete_dir(uri: str) -> None:
@@ -254,7 +267,7 @@ def delete_dir(uri: str) -> None:
     if _is_s3(uri):
         return s3.delete_dir(uri)
     with _reporting(uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        shutil.rmtree(_path(uri))
+        shutil.rmtree(local_path(uri))
 
 
 def list_tree(uri: str) -> Iterator[tuple[str, int, int]]:
@@ -282,7 +295,7 @@ def _names(uri: str) -> tuple[list[str], list[str]]:
     if _is_s3(uri):
         files, folders = s3.names(uri)
     else:
-        with _reporting(uri), contextlib.suppress(FileNotFoundError), os.scandir(_path(uri)) as entries:
+        with _reporting(uri), contextlib.suppress(FileNotFoundError), os.scandir(local_path(uri)) as entries:
             for entry in entries:
                 (folders if entry.is_dir() else files).append(entry.name)
     return sorted(files), sorted(folders)

@@ -1,4 +1,6 @@
-"""What the layouts share: reading folders and label files that people have copied, zipped and opened elsewhere.
+"""A data set's files, listed once: from one walk of a local folder, or from the pages of a bucket's listing.
+
+Layouts recognise and read a data set from its `Listing`; of the files they open only the small ones, tables and labels.
 
 Names in a data set are data. A name or link that leads out of the data set's folder leads nowhere: a table or a label
 is taken as absent, an image is rejected with that reason, and neither is opened.
@@ -8,14 +10,21 @@ A folder or file that is there but cannot be read is an error that names it: its
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 import functools
 import json
 import os
+import posixpath
 import re
 import stat
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import BinaryIO
 
+from fer_ray import storage
+from fer_ray.data import pixels
 from fer_ray.data.manifest import NOT_THERE, OUTSIDE, UNREADABLE, DataError
 
 # HEIC and JPEG XL are pictures that are not read: listed, so that each is rejected with its reason.
@@ -27,6 +36,8 @@ OFFICIAL = {"train": "train", "training": "train", "val": "val", "valid": "val",
 DRAWN_MARKER = "sample.json"  # says from which arguments a folder of drawn faces was made; written last
 # What operating systems leave in folders; only root may enter lost+found.
 _JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found"}
+LOOP = "link to a folder that it lies in"
+THREADS = 16  # they wait for storage
 
 
 def is_junk(name: str) -> bool:
@@ -34,131 +45,308 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name in _JUNK
 
 
-# --- folders -------------------------------------------------------------------------------------------
+def is_image(path: str) -> bool:
+    """Whether the extension is that of an image."""
+    return posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
-def entries(folder: Path) -> list[os.DirEntry]:
-    """What lies directly in a folder, sorted by name, without junk. Raises: DataError if it cannot be read."""
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a data set. `path`: below the listing's root, with `/`."""
+
+    path: str
+    size: int  # bytes
+    mtime_ns: int
+    refusal: str | None = None  # why it must not be opened; a link to a folder elsewhere counts as such a file
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return posixpath.basename(self.path)
+
+
+# --- the listing ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files below a root, without what operating systems leave there.
+
+    `root` is an absolute local folder or `s3://bucket/prefix`. `files` are sorted by path. `junk` holds the paths of
+    what was passed over; a folder counts once.
+    """
+
+    root: str
+    files: tuple[File, ...]
+    junk: frozenset[str] = frozenset()
+
+    @functools.cached_property
+    def _paths(self) -> list[str]:
+        return [file.path for file in self.files]
+
+    @property
+    def name(self) -> str:
+        """The last part of the root."""
+        return posixpath.basename(self.root.rstrip("/"))
+
+    def uri(self, path: str = "") -> str:
+        """The manifest's name of a file; messages name files and folders by it too."""
+        joined = storage.join(self.root, path) if path not in ("", ".") else self.root
+        return joined if "://" in self.root else pixels.name_of(os.path.join(self.root, path) if path else self.root)
+
+    # --- what is where
+
+    @functools.cached_property
+    def _inside(self) -> tuple[list[File], list[str]]:
+        """Files and names of folders directly in the root."""
+        files, folders, place = [], [], 0
+        while place < len(self.files):
+            folder, slash, _ = self._paths[place].partition("/")
+            if slash:
+                folders.append(folder)
+                place = self._end_of(folder)
+            else:
+                files.append(self.files[place])
+                place += 1
+        return files, sorted(folders)
+
+    def _end_of(self, folder: str) -> int:
+        """The place in `files` after all that lie in a folder."""
+        return bisect.bisect_left(self._paths, folder + chr(ord("/") + 1))
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly in the root that hold files, sorted."""
+        return self._inside[1]
+
+    def direct(self) -> list[File]:
+        """Files directly in the root, sorted; folders' links to elsewhere are among them."""
+        return self._inside[0]
+
+    def below(self, folder: str) -> Listing:
+        """The listing of a folder in it; without files if there is no such folder. Its paths begin there."""
+        if folder in ("", "."):
+            return self
+        start, end, cut = bisect.bisect_left(self._paths, folder + "/"), self._end_of(folder), len(folder) + 1
+        inner = tuple(dataclasses.replace(file, path=file.path[cut:]) for file in self.files[start:end])
+        return Listing(self.root.rstrip("/") + "/" + folder, inner,
+                       frozenset(path[cut:] for path in self.junk if path.startswith(folder + "/")))
+
+    def at(self, folder: str) -> Listing:
+        """The listing of a folder that the configuration names: one in it, or one elsewhere, which is then listed."""
+        if "://" in folder and not folder.startswith(self._roots):
+            return of(folder)
+        path = self.path_of(folder)
+        if path.startswith("/"):
+            return of(path)
+        return of(joined(self.root, path)) if path == ".." or path.startswith("../") else self.below(path)
+
+    def images(self) -> list[File]:
+        """Files whose extension is that of an image."""
+        return [file for file in self.files if is_image(file.path)]
+
+    def file(self, path: str) -> File | None:
+        """The file at a path, also one that must not be opened."""
+        place = bisect.bisect_left(self._paths, path)
+        return self.files[place] if place < len(self.files) and self._paths[place] == path else None
+
+    def has_file(self, path: str) -> bool:
+        """Whether a file is there, which no link takes out of the root."""
+        found = self.file(path)
+        return found is not None and found.refusal in (None, UNREADABLE)
+
+    def has_folder(self, path: str) -> bool:
+        """Whether a folder is there that holds files."""
+        place = bisect.bisect_left(self._paths, path + "/")
+        return path == "." or place < len(self.files) and self._paths[place].startswith(path + "/")
+
+    def tables(self, *suffixes: str) -> list[str]:
+        """Paths of the files with these extensions in the root or one folder down, sorted."""
+        return [file.path for file in self.files if file.path.count("/") <= 1
+                and posixpath.splitext(file.path)[1] in suffixes and file.refusal in (None, UNREADABLE)]
+
+    def find(self, *wanted: str, depth: int = 2) -> str | None:
+        """Path of the first folder or file with one of the names, at most `depth` folders down; the highest wins."""
+        level = [("", self)]
+        for _ in range(depth + 1):
+            for prefix, place in level:
+                for name in wanted:
+                    if place.has_file(name) or place.has_folder(name):
+                        return prefix + name
+            level = [(f"{prefix}{name}/", place.below(name)) for prefix, place in level for name in place.folders()]
+        return None
+
+    def path_of(self, name: str, folder: str = "") -> str:
+        """The path of the file that a table calls `name`; a relative name starts from `folder`.
+
+        A path that leaves the root begins with `../` or is absolute.
+        """
+        if name.startswith("/") or "://" in name:
+            for root in self._roots:
+                if name.startswith(root):
+                    return posixpath.normpath(name[len(root):])
+        return posixpath.normpath(posixpath.join(folder, name)) if name or folder else "."
+
+    @functools.cached_property
+    def _roots(self) -> tuple[str, ...]:
+        """What absolute names of its files begin with."""
+        real = self.root if "://" in self.root else os.path.realpath(self.root)
+        return self.root.rstrip("/") + "/", real.rstrip("/") + "/"
+
+    def refusal(self, path: str) -> str | None:
+        """Why the image at a path of `path_of` must not be opened, as a reason for the manifest; None if it may be."""
+        if found := self.file(path):
+            return found.refusal
+        if path.startswith(("/", "../")) or path == "..":
+            return OUTSIDE
+        above = path
+        while above := posixpath.dirname(above):
+            if found := self.file(above):  # a link that leads to a folder elsewhere
+                return found.refusal or NOT_THERE
+        return NOT_THERE
+
+    # --- what is inside of files
+
+    def open(self, path: str) -> BinaryIO:
+        """A file to read from, wherever it lies, with `seek`. Raises: DataError if it cannot be read."""
+        self._check(path)
+        try:
+            return storage.open_file(self.uri(path))
+        except (storage.StorageError, FileNotFoundError) as error:
+            raise self._unreadable(path, error) from None
+
+    def read(self, path: str) -> bytes:
+        """The whole of a small file. Raises: DataError if it cannot be read."""
+        self._check(path)
+        try:
+            return storage.read_bytes(self.uri(path))
+        except (storage.StorageError, FileNotFoundError) as error:
+            raise self._unreadable(path, error) from None
+
+    def read_many(self, paths: Iterable[str]) -> list[bytes]:
+        """The whole of many small files, read side by side. Raises: DataError if one cannot be read."""
+        pool = ThreadPoolExecutor(THREADS)
+        try:
+            return list(pool.map(self.read, paths))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def read_text(self, path: str) -> str:
+        """A small text file, without a byte order mark. Raises: DataError if it cannot be read or is no UTF-8."""
+        return decode(self.read(path), self.uri(path))
+
+    def _check(self, path: str) -> None:
+        if (why := self.refusal(path)) not in (None, UNREADABLE):
+            raise DataError(f"{self.uri(path)}: {why}")
+
+    def _unreadable(self, path: str, error: Exception) -> DataError:
+        why = getattr(error.__cause__, "strerror", None) or str(error)
+        return DataError(f"{self.uri(path)}: cannot be read ({why})")
+
+
+def of(root: str | os.PathLike) -> Listing:
+    """List a folder of this machine or of a bucket.
+
+    Raises: DataError if there is no such folder, or a folder in it cannot be read; storage.StorageError.
+    """
+    root = storage.absolute(os.fspath(root))
+    if root.startswith("s3://"):
+        return _listed(root)
+    root = os.path.normpath(storage.local_path(root))
+    if not os.path.isdir(root):
+        raise DataError(f"{root} is not a folder")
+    walk = _Walk(root)
+    return Listing(root, tuple(sorted(walk.files(root, ""), key=lambda file: file.path)), frozenset(walk.junk))
+
+
+def joined(root: str, place: str) -> str:
+    """A place that the configuration names, which may be relative to `root`: a local path or a URI, without `..`."""
+    if "://" in place or place.startswith("/"):
+        return place
+    scheme, mark, rest = root.rpartition("://")
+    return scheme + mark + posixpath.normpath(posixpath.join(rest, place))
+
+
+def _listed(root: str) -> Listing:
+    root = root.rstrip("/")
+    files, junk = [], set()
+    for path, size, mtime_ns in storage.list_tree(root):
+        parts = path.split("/")
+        odd = next((n for n, part in enumerate(parts) if is_junk(part)), None)
+        if odd is None:
+            files.append(File(path, size, mtime_ns))
+        else:
+            junk.add("/".join(parts[: odd + 1]))
+    if not files and not junk:
+        raise DataError(f"{root} is not a folder: nothing lies below it")
+    return Listing(root, tuple(sorted(files, key=lambda file: file.path)), frozenset(junk))
+
+
+class _Walk:
+    """One walk of a local folder. Links are followed where they stay below the root."""
+
+    def __init__(self, root: str):
+        self.root, self.junk = os.path.realpath(root), set()
+
+    def files(self, folder: str, prefix: str, around: tuple[str, ...] = ()) -> Iterator[File]:
+        """All files below `folder`, whose path below the root is `prefix`. `around`: real paths of folders about it."""
+        around = (*around, os.path.realpath(folder))
+        for entry in _entries(folder):
+            path = prefix + entry.name
+            if is_junk(entry.name):
+                self.junk.add(path)
+            elif entry.is_symlink():
+                yield from self._linked(entry.path, path, around)
+            elif entry.is_dir(follow_symlinks=False):
+                yield from self.files(entry.path, path + "/", around)
+            else:
+                yield self._file(entry, path)
+
+    def _linked(self, link: str, path: str, around: tuple[str, ...]) -> Iterator[File]:
+        real = os.path.realpath(link)
+        if not _is_below(real, self.root):
+            yield File(path, 0, 0, OUTSIDE)
+        elif not os.path.isdir(real):
+            yield self._file(link, path)
+        elif real in around:
+            yield File(path, 0, 0, LOOP)
+        else:
+            yield from self.files(link, path + "/", around)
+
+    @staticmethod
+    def _file(file: os.DirEntry | str, path: str) -> File:
+        try:
+            found = os.stat(file)
+        except PermissionError:
+            return File(path, 0, 0, UNREADABLE)
+        except OSError:
+            return File(path, 0, 0, NOT_THERE)
+        # reading a pipe or a device may never end
+        return File(path, found.st_size, found.st_mtime_ns, None if stat.S_ISREG(found.st_mode) else NOT_THERE)
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not is_junk(entry.name)), key=lambda entry: entry.name)
+            return list(found)
     except OSError as error:
         raise DataError(f"{folder}: this folder cannot be read ({error.strerror}), so nobody knows what is in it; "
                         "make it readable, or move it out of the data set") from None
-
-
-def folders(root: Path) -> list[Path]:
-    """Folders directly in `root`, sorted, without junk; links to folders too."""
-    return [Path(entry.path) for entry in entries(root) if _is_folder(entry)]
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder or a link to one; not `entry.is_dir()`, which raises for a link to itself."""
-    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
-
-
-def names(folder: Path) -> list[str]:
-    """Names of what lies directly in a folder, sorted, without junk; none if there is no such folder."""
-    return [entry.name for entry in entries(folder)] if os.path.isdir(folder) else []
-
-
-def files(root: Path) -> Iterator[Path]:
-    """All files below `root`, in the order of their names, without junk. Links to folders are not followed."""
-    inside = []
-    for entry in entries(root):
-        if entry.is_dir(follow_symlinks=False):
-            inside.append(Path(entry.path))
-        elif not _is_folder(entry):
-            yield Path(entry.path)
-    for folder in inside:
-        yield from files(folder)
-
-
-def images(root: Path) -> Iterator[Path]:
-    """Image files below `root`, by their extension."""
-    return (path for path in files(root) if is_image(path))
-
-
-def is_image(path: Path) -> bool:
-    """Whether the extension is that of an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def tables(root: Path, *suffixes: str) -> list[Path]:
-    """Files with these extensions in the root or one folder down, sorted; none that a link takes out of the root."""
-    places = [root, *folders(root)]
-    found = [place / name for place in places for name in names(place) if os.path.splitext(name)[1] in suffixes]
-    return sorted(path for path in found if os.path.isfile(path) and stays_inside(path, root))
-
-
-def find(root: Path, *wanted: str, depth: int = 2) -> Path | None:
-    """The first folder or file with one of the names, at most `depth` folders below the root; the highest wins."""
-    level = [root]
-    for _ in range(depth + 1):
-        for folder in level:
-            for name in wanted:
-                if stays_inside(folder / name, root):
-                    return folder / name
-        level = [inner for folder in level for inner in folders(folder)]
-    return None
-
-
-def is_drawn_sample(folder: Path) -> bool:
-    """Whether `sample.write_sample` has filled the folder."""
-    try:
-        found = json.loads((folder / DRAWN_MARKER).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.keys() == {"version", "subjects", "seed"}
-
-
-# --- links ---------------------------------------------------------------------------------------------
-
-
-def gate(*roots: Path) -> Callable[[Path], str | None]:
-    """A function that tells why a path must not be opened, as a reason for the manifest; None if it may be.
-
-    It must not if it leads out of all `roots`, which may be links themselves, since the user named them, or if no
-    regular file is there.
-    """
-    inside = [os.path.realpath(root) for root in roots]
-    real_folder = functools.cache(os.path.realpath)  # thousands of images lie in one folder
-
-    def refusal(path: Path) -> str | None:
-        folder, name = os.path.split(path)
-        try:
-            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(folder), name)
-            if not any(_is_below(real, root) for root in inside):
-                return OUTSIDE
-            # reading a pipe or a device may never end
-            return None if stat.S_ISREG(os.stat(path).st_mode) else NOT_THERE
-        except PermissionError:
-            return UNREADABLE
-        except (OSError, ValueError):  # ValueError: a name with a zero byte is none
-            return NOT_THERE
-
-    return refusal
-
-
-def stays_inside(path: Path, root: Path) -> bool:
-    """Whether a file or folder is there, and below the root once links are followed."""
-    return (os.path.isfile(path) or os.path.isdir(path)) and _is_below(os.path.realpath(path), os.path.realpath(root))
 
 
 def _is_below(path: str, folder: str) -> bool:
     return (path + "/").startswith(folder.rstrip("/") + "/")
 
 
-# --- label files ---------------------------------------------------------------------------------------
-
-
-def read_text(file: Path) -> str:
-    """A small text file, without a byte order mark. Raises: DataError if it cannot be read or is no UTF-8."""
+def is_drawn_sample(folder: str | os.PathLike) -> bool:
+    """Whether `sample.write_sample` has filled the folder."""
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-    return decode(content, str(file))
+        found = json.loads(storage.read_bytes(storage.join(os.fspath(folder), DRAWN_MARKER)))
+    except (OSError, ValueError, storage.StorageError):
+        return False
+    return isinstance(found, dict) and found.keys() == {"version", "subjects", "seed"}
+
+
+# --- label files ---------------------------------------------------------------------------------------
 
 
 def decode(content: bytes, where: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +14,8 @@ import pyarrow as pa
 
 from fer_ray import storage
 from fer_ray.data import listing, pixels
-from fer_ray.data.manifest import DRAWN, FILE_COLUMNS, DataError, Manifest, build, merge, printable
+from fer_ray.data.listing import Listing
+from fer_ray.data.manifest import DRAWN, NOT_THERE, OUTSIDE, DataError, Manifest, build, merge, printable
 from fer_ray.data_config import DataConfig, SourceConfig
 from fer_ray.values import Kind
 
@@ -32,14 +35,14 @@ def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
     root = root_of(data)
     sources = [concrete for source in data.sources or [SourceConfig(data.kind, ".")]
                for concrete in _concrete(source, root, data)]
-    names = [source.name or source.kind for source in sources]
+    names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"data.sources: {', '.join(twice)} stands there twice; give each source a name")
     for source in sources:
         why = getattr(_adapter(source.kind), "NO_SUBJECTS", "")
         if why and split_by == "subject":
-            raise DataError(f"{root / source.root}: {why}")
-    found = merge([_read(source, root / source.root, data) for source in sources])
+            raise DataError(f"{source.files.root}: {why}")
+    found = merge([_read(source, data) for source in sources])
     if not found.rows.num_rows:
         reasons = sorted(set(found.rejected.column("reason").to_pylist()))
         raise DataError(f"{root}: no usable image ({'; '.join(reasons) or 'nothing of this layout'})")
@@ -47,9 +50,9 @@ def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
     return exclude(found, data.exclude) if data.exclude else found
 
 
-def root_of(data: DataConfig) -> Path:
-    """The folder that all sources lie in. Raises: DataError if none is given."""
-    return _folder_of("data.root", data.root, "give the data set's folder by --data.root")
+def root_of(data: DataConfig) -> str:
+    """The folder or URI that all sources lie in. Raises: DataError if none is given."""
+    return _place_of("data.root", data.root, "give the data set's folder by --data.root")
 
 
 def find_images(path: str) -> list[tuple[str, str | None]]:
@@ -57,23 +60,33 @@ def find_images(path: str) -> list[tuple[str, str | None]]:
 
     Raises: DataError if nothing is there, or a folder cannot be read.
     """
-    root = _folder_of("predict.images", path, "give a folder of images, or one image")
-    if os.path.isfile(root):
-        return [(pixels.name_of(root), None)]
-    if not os.path.isdir(root):
-        raise DataError(f"{root}: no such folder or image")
-    refusal = listing.gate(root)
-    found = [(pixels.name_of(image), refusal(image)) for image in listing.images(root)]
+    root = _place_of("predict.images", path, "give a folder of images, or one image")
+    if _is_file(root):
+        return [(root if "://" in root else pixels.name_of(root), None)]
+    try:
+        files = listing.of(root)
+    except DataError as error:
+        raise DataError(f"{root}: no such folder or image") from error if "not a folder" in str(error) else error
+    found = [(files.uri(image.path), image.refusal) for image in files.images()]
     if not found:
         raise DataError(f"{root}: no image file below it; known extensions: {' '.join(sorted(listing.IMAGE_SUFFIXES))}")
     return found
 
 
-def _folder_of(key: str, path: str, hint: str) -> Path:
-    """The path at configuration key `key`, which the options have made absolute. Raises: DataError with the hint."""
-    if not path or "$" in path:  # a variable that is still there is not set
-        raise DataError(f"{key}: {path!r} is not set; {hint}")
-    return Path(path)
+def _is_file(place: str) -> bool:
+    if place.startswith("s3://"):
+        try:
+            return bool(storage.stat(place))
+        except FileNotFoundError:
+            return False
+    return os.path.isfile(place)
+
+
+def _place_of(key: str, place: str, hint: str) -> str:
+    """The path or URI at configuration key `key`. Raises: DataError with the hint."""
+    if not place or "$" in place:  # a variable that is still there is not set
+        raise DataError(f"{key}: {place!r} is not set; {hint}")
+    return storage.local_path(place) if place.startswith("file://") else place
 
 
 def _check_no_image_twice(found: Manifest) -> None:
@@ -108,72 +121,90 @@ def exclude(found: Manifest, file: str) -> Manifest:
     return Manifest(found.rows.set_column(place, "excluded", pa.array(reasons, pa.string())), found.rejected)
 
 
-def recognise(root: Path, data: DataConfig) -> list[tuple[Kind, str]]:
-    """Every layout at `root`, as (kind, what was seen).
+def recognise(files: Listing, data: DataConfig) -> list[tuple[Kind, str]]:
+    """Every layout that the files have, as (kind, what was seen).
 
     A folder of classes or a table counts only where no layout of a particular data set is.
     """
-    seen = [(kind, what) for kind in PARTICULAR if (what := _adapter(kind).recognise(root))]
+    seen = [(kind, what) for kind in PARTICULAR if (what := _adapter(kind).recognise(files))]
     if not seen:
-        seen = [(kind, what) for kind in GENERAL if (what := _adapter(kind).recognise(root, data))][:1]
+        seen = [(kind, what) for kind in GENERAL if (what := _adapter(kind).recognise(files, data))][:1]
     return seen
 
 
-def _concrete(source: SourceConfig, root: Path, data: DataConfig) -> list[SourceConfig]:
-    """The source without `auto` and `sample`: one or more data sets of a known layout; drawn ones say so by name."""
-    return [dataclasses.replace(found, name=f"{found.name or TITLES.get(found.kind, found.kind)}{DRAWN}")
-            if _is_drawn(Path(found.root)) else found for found in _recognised(source, root, data)]
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A data set of a known layout, by its name in reports."""
+
+    kind: Kind
+    name: str
+    files: Listing
 
 
-def _is_drawn(folder: Path) -> bool:
+def _concrete(source: SourceConfig, root: str, data: DataConfig) -> list[_Source]:
+    """The data sets of a source, which may be `auto` or `sample`; drawn ones say so by name."""
+    found = [(kind, files, name or TITLES.get(kind, kind) if _is_drawn(files) else name or kind)
+             for kind, files, name in _recognised(source, root, data)]
+    return [_Source(kind, f"{name}{DRAWN}" if _is_drawn(files) else name, files) for kind, files, name in found]
+
+
+def _is_drawn(files: Listing) -> bool:
     """Whether the folder, or the one around it, is what `sample.write_sample` drew."""
-    return any(listing.is_drawn_sample(place) for place in (folder, folder.parent))
+    return any(listing.is_drawn_sample(place) for place in (files.root, posixpath.dirname(files.root)))
 
 
-def _recognised(source: SourceConfig, root: Path, data: DataConfig) -> list[SourceConfig]:
-    """The source itself if it names its layout; else those that are drawn for it, or recognised in its folder."""
-    folder = Path(os.path.normpath(root / source.root))
+def _recognised(source: SourceConfig, root: str, data: DataConfig) -> list[tuple[Kind, Listing, str]]:
+    """Kind, files and given name of each data set: the source itself if it names its layout, else what is found."""
+    folder = listing.joined(root, source.root)
     if source.kind == "sample":
         from fer_ray.data import sample
 
-        sample.write_sample(folder, data.sample.subjects, data.sample.seed)
-        return [SourceConfig("ckplus", str(folder / "CK+")), SourceConfig("jaffe", str(folder / "jaffe"))]
-    if not os.path.isdir(folder):
+        sample.write_sample(Path(folder), data.sample.subjects, data.sample.seed)
+        files = listing.of(folder)
+        return [("ckplus", files.below("CK+"), ""), ("jaffe", files.below("jaffe"), "")]
+    if "://" not in folder and not os.path.isdir(folder):
         raise DataError(f"data.root: {folder} is not a folder; give the folder of the {source.kind} data set")
+    files = listing.of(folder)
     if source.kind != "auto":
-        return [SourceConfig(source.kind, str(folder), source.name)]
-    seen = [(folder, kind, what) for kind, what in recognise(folder, data)]
+        return [(source.kind, files, source.name)]
+    seen = [(files, kind, what) for kind, what in recognise(files, data)]
     if not seen:  # several data sets side by side
-        seen = [(inner, kind, what) for inner in listing.folders(folder) if listing.stays_inside(inner, folder)
+        seen = [(inner, kind, what) for inner in map(files.below, files.folders())
                 for kind, what in recognise(inner, data)]
     if not seen:
         known = "; ".join(f"{kind}: {_adapter(kind).LOOKS}" for kind in (*PARTICULAR, *GENERAL))
         raise DataError(f"data.root: {folder} holds no layout that is known ({known}); name it by data.kind")
     for place, kind, what in seen:
-        print(printable(f"recognised {kind} in {place}: {what}"), flush=True)
+        print(printable(f"recognised {kind} in {place.root}: {what}"), flush=True)
     kinds = [kind for _, kind, _ in seen]
-    return [SourceConfig(kind, str(place), source.name or (place.name if kinds.count(kind) > 1 else ""))
-            for place, kind, _ in seen]
+    return [(kind, place, source.name or (place.name if kinds.count(kind) > 1 else "")) for place, kind, _ in seen]
 
 
-def _read(source: SourceConfig, root: Path, data: DataConfig) -> Manifest:
+def _read(source: _Source, data: DataConfig) -> Manifest:
+    """The rows of a data set, each with size and time of its file; refused and repeated images are rejected."""
     adapter = _adapter(source.kind)
-    options = data if source.kind in GENERAL else getattr(data, source.kind, None)
-    rows, rejected = adapter.read(root, options)
-    name = source.name or source.kind
-    refusal = listing.gate(root, *(adapter.elsewhere(root, data) if source.kind == "table" else []))
-    kept = rows + rejected
+    reading = adapter.read(source.files, data if source.kind in GENERAL else getattr(data, source.kind, None))
+    places = (source.files, *reading.beside)
+    listed = {place.uri(file.path): file for place in places for file in place.files}
+    kept = reading.rows + reading.rejected
     for row in kept:
-        if isinstance(row["image"], Path):
-            if why := refusal(row["image"]):  # before any other reason: the report shows what other reasons left out
-                row["reason"] = why
-            row["image"] = pixels.name_of(row["image"])
+        name = pixels.file_of(row["image"])
+        file = listed.get(name)
+        if why := file.refusal if file else _refusal_of_missing(name, places):
+            row["reason"] = why  # before any other reason: the report shows what other reasons left out
+        elif file:
+            row |= {"file_size": file.size, "file_mtime_ns": file.mtime_ns}
     _reject_repeated(kept)
-    for row in kept:
-        if "reason" not in row:
-            row |= zip(FILE_COLUMNS, storage.stat(pixels.file_of(row["image"])), strict=True)
-    return build([r for r in kept if "reason" not in r], [r for r in kept if "reason" in r], name,
-                 getattr(adapter, "PEOPLE", name))
+    return build([r for r in kept if "reason" not in r], [r for r in kept if "reason" in r], source.name,
+                 getattr(adapter, "PEOPLE", source.name))
+
+
+def _refusal_of_missing(name: str, places: Iterable[Listing]) -> str:
+    """Why an image that is in no listing cannot be used."""
+    for place in places:
+        if name.startswith(place.root.rstrip("/") + "/"):
+            return place.refusal(name[len(place.root.rstrip("/")) + 1:]) or NOT_THERE
+    return NOT_THERE if name.startswith("file://") else OUTSIDE
 
 
 def _reject_repeated(rows: list[dict]) -> None:

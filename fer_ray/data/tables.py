@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
+import posixpath
 from collections.abc import Generator, Iterator
-from pathlib import Path
+from typing import BinaryIO
 
-from fer_ray.data import listing, pixels
+from fer_ray.data import listing
+from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError
 
 
-def header(file: Path) -> list[str]:
+def header(files: Listing, file: str) -> list[str]:
     """The names of a CSV's columns. Raises: DataError for a file that cannot be read or is no CSV."""
-    with _open(file) as lines:
-        return _columns(csv.reader(lines), file)
+    with _open(files, file) as lines:
+        return _columns(csv.reader(lines), lines.file)
 
 
-def has_columns(file: Path, *names: str) -> bool:
+def has_columns(files: Listing, file: str, *names: str) -> bool:
     """Whether a file is a CSV that has these columns, written in upper or lower case.
 
     Raises: DataError only for a file that cannot be read: then nobody knows what it is.
     """
-    with _open(file) as lines:
+    with _open(files, file) as lines:
         try:
-            return {name.lower() for name in names} <= {name.lower() for name in _columns(csv.reader(lines), file)}
+            columns = _columns(csv.reader(lines), lines.file)
+            return {name.lower() for name in names} <= {name.lower() for name in columns}
         except DataError:
             return False
 
 
-def described(root: Path) -> str:
+def described(files: Listing) -> str:
     """What an error says of the CSVs that are there instead. Raises: DataError if one is no CSV."""
-    found = [f"{file.name} has the columns {', '.join(header(file))[:100]}" for file in listing.tables(root, ".csv")]
+    found = [f"{posixpath.basename(file)} has the columns {', '.join(header(files, file))[:100]}"
+             for file in files.tables(".csv")]
     return f"; {'; '.join(found[:3])}" if found else ""
 
 
-def rows(file: Path) -> Iterator[tuple[str, int, dict[str, str]]]:
+def rows(files: Listing, file: str) -> Iterator[tuple[str, int, dict[str, str]]]:
     """The rows of a CSV: of each its place, its number and its values by column.
 
     The place is `FILE#row=R,bytes=A-B`; with `,column=C` added it names an image of the manifest. The number counts as
@@ -44,21 +47,21 @@ def rows(file: Path) -> Iterator[tuple[str, int, dict[str, str]]]:
 
     Raises: DataError for a file that cannot be read or is no CSV, and for a row with more or fewer values than columns.
     """
-    with _open(file) as lines:
-        reader = csv.reader(lines)
-        columns = _columns(reader, file)
+    with _open(files, file) as lines:
+        reader, where = csv.reader(lines), lines.file
+        columns = _columns(reader, where)
         number, first = 1, lines.position
-        while (values := _next(reader, file)) is not None:
+        while (values := _next(reader, where)) is not None:
             number += 1
             if values:  # a blank line has none
                 if len(values) < len(columns) or any(values[len(columns):]):
-                    raise DataError(f"{file} row {number}: {len(values)} values, the header has {len(columns)}")
-                place = f"{pixels.name_of(file)}#row={number:09d},bytes={first}-{lines.position}"
+                    raise DataError(f"{where} row {number}: {len(values)} values, the header has {len(columns)}")
+                place = f"{where}#row={number:09d},bytes={first}-{lines.position}"
                 yield place, number, dict(zip(columns, values, strict=False))
             first = lines.position
 
 
-def _columns(reader, file: Path) -> list[str]:
+def _columns(reader, file: str) -> list[str]:
     names = _next(reader, file)
     if not names:
         raise DataError(f"{file}: is empty; the first line of a table names its columns")
@@ -70,7 +73,7 @@ def _columns(reader, file: Path) -> list[str]:
     return stripped
 
 
-def _next(reader, file: Path) -> list[str] | None:
+def _next(reader, file: str) -> list[str] | None:
     """The next record of a CSV reader; None at the end."""
     try:
         return next(reader, None)
@@ -79,19 +82,15 @@ def _next(reader, file: Path) -> list[str] | None:
 
 
 @contextlib.contextmanager
-def _open(file: Path) -> Generator[_Lines]:
-    try:
-        stream = open(file, "rb")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-    with stream:
-        yield _Lines(stream, file)
+def _open(files: Listing, file: str) -> Generator[_Lines]:
+    with files.open(file) as stream:
+        yield _Lines(stream, files.uri(file))
 
 
 class _Lines:
     """The lines of a binary file as text, and the position after the last one, which a text file does not tell."""
 
-    def __init__(self, stream: io.BufferedReader, file: Path):
+    def __init__(self, stream: BinaryIO, file: str):
         self.stream, self.file, self.position, self.number = stream, file, 0, 0
 
     def __iter__(self) -> _Lines:

@@ -93,7 +93,7 @@ def test_links_out_of_a_folder_of_classes_are_rejected(tmp_path, secret):
     put(tmp_path / "set/fear/good.png")
     os.symlink(secret, tmp_path / "set/fear/file.png")
     os.symlink(secret.parent, tmp_path / "set/happy")
-    assert read(tmp_path / "set") == (["good.png"], {"file.png": OUTSIDE, "secret.png": OUTSIDE})
+    assert read(tmp_path / "set") == (["good.png"], {"file.png": OUTSIDE})
 
 
 def test_a_link_beside_other_data_sets_is_no_data_set(tmp_path):
@@ -267,6 +267,7 @@ def test_parquet_from_elsewhere_unpickles_nothing(tmp_path, nested):
     ran.rmdir()
     for folder in (data / "images", root / "images"):
         folder.mkdir(parents=True)
+    put(data / "images/a.png")
     pq.write_table(pa.table({"image": column, "expression": ["fear"]}), data / "t.parquet")
     for file in ("index.parquet", "images/part.parquet"):
         pq.write_table(pa.table(dict.fromkeys(prepared_set.PART_SCHEMA.names, column)), root / file)

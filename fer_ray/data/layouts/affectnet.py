@@ -6,13 +6,15 @@ The forms are CSV lists with face boxes, and `images/ID.jpg` with `annotations/I
 
 from __future__ import annotations
 
-import os
+import io
+import posixpath
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from fer_ray.data import listing, tables
+from fer_ray.data.ledger import Reading
+from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError
 
 LOOKS = "training.csv with subDirectory_filePath and expression, or train_set/annotations/0_exp.npy"
@@ -26,31 +28,40 @@ SPLITS = {"train_set": "train", "val_set": "val"}
 ANNOTATION_SUFFIX = "_exp.npy"
 
 
-def recognise(root: Path) -> str | None:
+def recognise(files: Listing) -> str | None:
     """Its lists, or its folders of annotations."""
-    if found := _lists(root):
-        return ", ".join(file.name for file in found)
-    return ", ".join(f"{folder.name}/annotations" for folder in _sets(root)) or None
+    if found := _lists(files):
+        return ", ".join(map(posixpath.basename, found))
+    return ", ".join(f"{part.name}/annotations" for part in _sets(files)) or None
 
 
-def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
+def read(files: Listing, options: None = None) -> Reading:
     """All rows of the lists, or all annotated images. Raises: DataError if there are none or a row is wrong."""
-    if lists := _lists(root):
-        rows = [row for file in lists for row in _read_list(file, root)]
-    elif sets := _sets(root):
-        rows = [row for folder in sets for row in _read_set(folder)]
+    if lists := _lists(files):
+        rows, read = [row for file in lists for row in _read_list(files, file)], set(map(files.uri, lists))
+    elif sets := _sets(files):
+        rows = [row for part in sets for row in _read_set(part)]
+        read = {part.uri(path) for part in sets for path in _annotations(part).values()}
     else:
-        raise DataError(f"{root}: no AffectNet; it has {LOOKS}{tables.described(root)}")
-    return [row for row in rows if "reason" not in row], [row for row in rows if "reason" in row]
+        raise DataError(f"{files.root}: no AffectNet; it has {LOOKS}{tables.described(files)}")
+    return Reading([row for row in rows if "reason" not in row], [row for row in rows if "reason" in row],
+                   read=frozenset(read))
 
 
-def _lists(root: Path) -> list[Path]:
-    return [file for file in listing.tables(root, ".csv") if tables.has_columns(file, PATH, "expression")]
+def _lists(files: Listing) -> list[str]:
+    return [file for file in files.tables(".csv") if tables.has_columns(files, file, PATH, "expression")]
 
 
-def _sets(root: Path) -> list[Path]:
-    found = (listing.find(root, name) for name in SPLITS)
-    return [folder for folder in found if folder and os.path.isdir(folder / "annotations")]
+def _sets(files: Listing) -> list[Listing]:
+    found = (files.find(name) for name in SPLITS)
+    return [files.below(folder) for folder in found if folder and files.has_folder(f"{folder}/annotations")]
+
+
+def _annotations(part: Listing) -> dict[str, str]:
+    """The path of each annotation, by the name of its image."""
+    return {file.name.removesuffix(ANNOTATION_SUFFIX): f"annotations/{file.name}"
+            for file in part.below("annotations").direct()
+            if file.name.endswith(ANNOTATION_SUFFIX) and part.has_file(f"annotations/{file.name}")}
 
 
 def _labelled(code: str, where: str) -> dict:
@@ -63,16 +74,17 @@ def _labelled(code: str, where: str) -> dict:
     return {"expression": CODES[number]}
 
 
-def _read_list(file: Path, root: Path) -> Iterator[dict]:
-    base = None
-    if missing := {PATH, "expression"} - set(tables.header(file)):  # recognised, but spelled in another case
-        raise DataError(f"{file}: no column {', '.join(sorted(missing))}")
-    for _, number, row in tables.rows(file):
-        labelled = _labelled(row["expression"], f"{file} row {number}")
-        name = row[PATH]
-        base = base or _base(root, name) or root
-        found = {"image": Path(base, name), "official": "val" if "valid" in file.stem.lower() else "train", **labelled}
-        if "auto" in file.stem.lower():
+def _read_list(files: Listing, file: str) -> Iterator[dict]:
+    base, where = None, files.uri(file)
+    stem = posixpath.splitext(posixpath.basename(file))[0].lower()
+    if missing := {PATH, "expression"} - set(tables.header(files, file)):  # recognised, but spelled in another case
+        raise DataError(f"{where}: no column {', '.join(sorted(missing))}")
+    for _, number, row in tables.rows(files, file):
+        labelled = _labelled(row["expression"], f"{where} row {number}")
+        base = _base(files, row[PATH]) if base is None else base
+        image = files.uri(files.path_of(row[PATH], base or ""))
+        found = {"image": image, "official": "val" if "valid" in stem else "train", **labelled}
+        if "auto" in stem:
             found["reason"] = "labelled by a machine"
         yield found | _box(row) if "reason" not in found else found
 
@@ -91,37 +103,38 @@ def _box(row: dict[str, str]) -> dict:
     return {"face": box}
 
 
-def _base(root: Path, name: str) -> Path | None:
+def _base(files: Listing, name: str) -> str | None:
     """The folder that the names of a list start from."""
-    level = [root]
+    level = [""]
     for _ in range(4):
         for folder in level:
-            if os.path.isfile(folder / name):  # the name may be none at all: `is_file` would raise
+            if files.has_file(files.path_of(name, folder)):
                 return folder
-        level = [inner for folder in level for inner in listing.folders(folder)[:50]]
+        level = [posixpath.join(folder, inner) for folder in level for inner in files.below(folder).folders()[:50]]
     return None
 
 
-def _read_set(folder: Path) -> Iterator[dict]:
-    labels, refusal = {}, listing.gate(folder)
-    for name in listing.names(folder / "annotations"):
-        if name.endswith(ANNOTATION_SUFFIX) and not refusal(folder / "annotations" / name):
-            labels[name.removesuffix(ANNOTATION_SUFFIX)] = _annotation(folder / "annotations" / name)
-    images = {p.stem: p for p in listing.images(folder / "images")} if os.path.isdir(folder / "images") else {}
+def _read_set(part: Listing) -> Iterator[dict]:
+    paths = _annotations(part)
+    contents = part.read_many(paths.values())
+    labels = {name: _annotation(content, part.uri(paths[name]))
+              for name, content in zip(paths, contents, strict=True)}
+    folder = part.below("images")
+    images = {posixpath.splitext(file.name)[0]: folder.uri(file.path) for file in folder.images()}
     for name, code in labels.items():
-        labelled = _labelled(code, f"{folder}/annotations/{name}{ANNOTATION_SUFFIX}")
+        labelled = _labelled(code, part.uri(paths[name]))
         if name in images:
-            yield {"image": images[name], "official": SPLITS[folder.name], **labelled}
+            yield {"image": images[name], "official": SPLITS[part.name], **labelled}
         else:
-            yield {"image": folder / "images" / f"{name}.jpg", **labelled, "reason": "file not found"}
+            yield {"image": folder.uri(f"{name}.jpg"), **labelled, "reason": "file not found"}
     for name in sorted(images.keys() - labels.keys()):
         yield {"image": images[name], "reason": "image without annotation"}
 
 
-def _annotation(file: Path) -> str:
+def _annotation(content: bytes, file: str) -> str:
     """The one value in a NumPy file: a string of a whole number, as AffectNet has it, or the number itself."""
     try:
-        return str(np.load(file, allow_pickle=False).item())
+        return str(np.load(io.BytesIO(content), allow_pickle=False).item())
     except Exception as error:  # NumPy raises ValueError, EOFError, SyntaxError, AttributeError... at damaged files
         what = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{file}: not a NumPy file with one value ({what})") from None

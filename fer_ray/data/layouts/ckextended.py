@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fer_ray.data import listing
 from fer_ray.data.layouts import fer2013
+from fer_ray.data.ledger import Reading
+from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError
 
 LOOKS = "ckextended.csv"
@@ -15,15 +14,14 @@ NO_SUBJECTS = ("ckextended.csv does not say who is in a picture, and most of its
                "image, whose test scores do not hold for a new face")
 
 
-def recognise(root: Path) -> str | None:
+def recognise(files: Listing) -> str | None:
     """The file by its name."""
-    file = listing.find(root, LOOKS, depth=1)
-    return file.name if file else None
+    return LOOKS if files.find(LOOKS, depth=1) else None
 
 
-def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
+def read(files: Listing, options: None = None) -> Reading:
     """Every row. Raises: DataError if the file is missing or a row is wrong."""
-    file = listing.find(root, LOOKS, depth=1)
+    file = files.find(LOOKS, depth=1)
     if file is None:
-        raise DataError(f"{root}: no {LOOKS}")
-    return fer2013.read_pixel_table(file, CODES), []
+        raise DataError(f"{files.root}: no {LOOKS}")
+    return Reading(fer2013.read_pixel_table(files, file, CODES), [], read=frozenset([files.uri(file)]))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from fer_ray.data import listing
+from fer_ray.data.ledger import Reading
+from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError
 
 LOOKS = "KA.AN1.39.tiff"
@@ -16,27 +16,24 @@ CODES = {"AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": 
          "SU": "surprise"}
 
 
-def recognise(root: Path) -> str | None:
+def recognise(files: Listing) -> str | None:
     """Its file names, at most two folders down."""
-    first = listing.folders(root)
-    for folder in (root, *first, *(inner for outer in first for inner in listing.folders(outer))):
-        if matching := [name for name in listing.names(folder) if NAME.match(name)]:
-            return f"{len(matching)} names like {matching[0]}"
-    return None
+    matching = [file.name for file in files.files if file.path.count("/") <= 2 and NAME.match(file.name)]
+    return f"{len(matching)} names like {matching[0]}" if matching else None
 
 
-def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
-    """Every JAFFE image below `root`, however nested. Raises: DataError if there is none."""
+def read(files: Listing, options: None = None) -> Reading:
+    """Every JAFFE image, however nested. Raises: DataError if there is none."""
     rows, rejected, first_of = [], [], {}
-    for path in listing.files(root):
-        if match := NAME.match(path.name):
+    for file in files.files:
+        if match := NAME.match(file.name):
             person, code, take, serial, _ = (group.upper() for group in match.groups())
-            row = {"image": path, "expression": CODES[code], "subject": person}
-            first = first_of.setdefault((person, code, take, serial), path)
-            if first != path:
+            row = {"image": files.uri(file.path), "expression": CODES[code], "subject": person}
+            first = first_of.setdefault((person, code, take, serial), file)
+            if first != file:
                 rejected.append(row | {"reason": f"the same image as {first.name}"})
             else:
                 rows.append(row)
     if not rows:
-        raise DataError(f"{root}: no JAFFE image found; their names look like {LOOKS}")
-    return rows, rejected
+        raise DataError(f"{files.root}: no JAFFE image found; their names look like {LOOKS}")
+    return Reading(rows, rejected)

@@ -5,11 +5,11 @@ Also the copy on Kaggle, `DATASET/train/4/train_00123_aligned.jpg`. The set name
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
-from pathlib import Path
 
-from fer_ray.data import listing
+from fer_ray.data.ledger import Reading
+from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError
 
 LOOKS = "list_patition_label.txt with Image/aligned/train_00001_aligned.jpg"
@@ -19,62 +19,65 @@ SPLITS = ("train", "test")
 NAME = re.compile(r"^(train|test)_\d+(_aligned)?\.(jpg|png)$")
 
 
-def recognise(root: Path) -> str | None:
+def recognise(files: Listing) -> str | None:
     """The list of labels, or its pictures in numbered folders."""
-    if found := listing.find(root, *LISTS):
-        return found.name
-    return "train_*_aligned.jpg in numbered folders" if _numbered_root(root) else None
+    if found := files.find(*LISTS):
+        return posixpath.basename(found)
+    return "train_*_aligned.jpg in numbered folders" if _numbered_root(files) else None
 
 
-def read(root: Path, options: None = None) -> tuple[list[dict], list[dict]]:
+def read(files: Listing, options: None = None) -> Reading:
     """Aligned faces where they are there, else the original photographs.
 
     Raises: DataError if the list is missing or one of its lines is wrong.
     """
-    file = listing.find(root, *LISTS)
+    file = files.find(*LISTS)
     if file is None:
-        return _read_numbered(root)
+        return _read_numbered(files)
     rows, rejected = [], []
-    aligned, original = listing.find(root, "aligned", depth=3), listing.find(root, "original", depth=3)
-    for number, line in enumerate(listing.read_text(file).splitlines(), start=1):
+    aligned, original = files.find("aligned", depth=3), files.find("original", depth=3)
+    for number, line in enumerate(files.read_text(file).splitlines(), start=1):
         if not line.strip():
             continue
         name, _, code = line.strip().rpartition(" ")
         if not NAME.match(name) or code not in CODES:
-            raise DataError(f"{file} line {number}: {line.strip()[:60]!r}; right is like 'train_00001.jpg 5', 1 to 7")
+            raise DataError(f"{files.uri(file)} line {number}: {line.strip()[:60]!r}; right is like "
+                            "'train_00001.jpg 5', 1 to 7")
         row = {"expression": CODES[code], "official": name.partition("_")[0]}
         stem, dot, suffix = name.rpartition(".")
-        choices = [(folder / picture, cropped) for folder, picture, cropped in
+        choices = [(f"{folder}/{picture}", cropped) for folder, picture, cropped in
                    ((aligned, f"{stem}_aligned{dot}{suffix}", True), (original, name, False)) if folder]
-        found = next(((path, cropped) for path, cropped in choices if os.path.isfile(path)), None)
+        found = next(((path, cropped) for path, cropped in choices if files.has_file(path)), None)
         if found:
-            rows.append(row | {"image": found[0], "cropped": found[1]})
+            rows.append(row | {"image": files.uri(found[0]), "cropped": found[1]})
         else:
-            missing = choices[0][0] if choices else file.parent / name
-            rejected.append(row | {"image": missing, "reason": "file not found"})
-    return rows, rejected
+            missing = choices[0][0] if choices else posixpath.join(posixpath.dirname(file), name)
+            rejected.append(row | {"image": files.uri(missing), "reason": "file not found"})
+    return Reading(rows, rejected, read=frozenset([files.uri(file)]))
 
 
-def _numbered_root(root: Path) -> Path | None:
+def _numbered_root(files: Listing) -> Listing | None:
     """The folder, the root or one in it, that has `train/1` to `test/7` with pictures of RAF-DB in them."""
-    for place in (root, *listing.folders(root)):
-        if any(NAME.match(name) for split in SPLITS for code in CODES for name in listing.names(place / split / code)):
+    for place in (files, *map(files.below, files.folders())):
+        if any(NAME.match(file.name) for split in SPLITS for code in CODES
+               for file in place.below(f"{split}/{code}").direct()):
             return place
     return None
 
 
-def _read_numbered(root: Path) -> tuple[list[dict], list[dict]]:
-    place = _numbered_root(root)
+def _read_numbered(files: Listing) -> Reading:
+    place = _numbered_root(files)
     if place is None:
-        raise DataError(f"{root}: no RAF-DB; it has {LOOKS}")
+        raise DataError(f"{files.root}: no RAF-DB; it has {LOOKS}")
     rows, rejected = [], []
     for split in SPLITS:
         for code, expression in CODES.items():
-            folder = place / split / code
-            for path in listing.images(folder) if os.path.isdir(folder) else ():
-                row = {"image": path, "expression": expression, "official": split, "cropped": "_aligned" in path.name}
-                if NAME.match(path.name):
+            folder = place.below(f"{split}/{code}")
+            for file in folder.images():
+                row = {"image": folder.uri(file.path), "expression": expression, "official": split,
+                       "cropped": "_aligned" in file.name}
+                if NAME.match(file.name):
                     rows.append(row)
                 else:
                     rejected.append(row | {"reason": "no RAF-DB name"})
-    return rows, rejected
+    return Reading(rows, rejected)

@@ -3,64 +3,71 @@
 from __future__ import annotations
 
 import json
-import os
+import posixpath
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray.data import listing, pixels, tables
+from fer_ray.data import listing, tables
+from fer_ray.data.ledger import Reading
+from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError, canonical_expression, read_parquet
 from fer_ray.data_config import DataConfig, TableConfig
 
 LOOKS = "one CSV or Parquet file with the columns of data.table"
 
 
-def recognise(root: Path, data: DataConfig) -> str | None:
+def recognise(files: Listing, data: DataConfig) -> str | None:
     """One table with the configured columns."""
     try:
-        file = _find(root, data.table.file)
-        columns = _columns(file)
+        file = _find(files, data.table.file)
+        columns = _columns(files, file)
     except DataError:
         return None
-    return file.name if all(column in columns for column in _needed(data.table)) else None
+    return posixpath.basename(file) if all(column in columns for column in _needed(data.table)) else None
 
 
-def read(root: Path, data: DataConfig) -> tuple[list[dict], list[dict]]:
+def read(files: Listing, data: DataConfig) -> Reading:
     """A row for each row of the table.
 
     Raises: DataError for a missing table, column or image folder, an unknown label or an unknown split.
     """
-    options, file = data.table, _find(root, data.table.file)
-    columns = _columns(file)
+    options, file = data.table, _find(files, data.table.file)
+    columns, place = _columns(files, file), files.uri(file)
     for column in _needed(options):
         if column not in columns:
-            raise DataError(f"{file}: no column {column!r}; its columns are {', '.join(columns)}")
-    folder = root / options.images
-    if not options.pixels_column and not os.path.isdir(folder):
-        raise DataError(f"{folder} is not a folder (data.table.images)")
+            raise DataError(f"{place}: no column {column!r}; its columns are {', '.join(columns)}")
+    images, folder = (files, "") if options.pixels_column else _images(files, options.images)
     pattern = listing.compile_pattern(options.subject_pattern, "data.table.subject_pattern")
     found = []
-    for inside, number, row in _rows(file, options, columns):
-        where = f"{file} row {number}"
+    for inside, number, row in _rows(files, file, options, columns):
+        where = f"{place} row {number}"
         name = row.get(options.image_column, "")
         subject = row[options.subject_column].casefold() if options.subject_column else ""
         groups = {column: row[column] for column in options.group_columns}
         found.append({
-            "image": inside or folder / name,
+            "image": inside or images.uri(images.path_of(name, folder)),
             "expression": canonical_expression(row[options.expression_column], where, data.names),
-            "subject": subject or listing.subject_in(Path(name).name, pattern),
+            "subject": subject or listing.subject_in(posixpath.basename(name), pattern),
             "groups": json.dumps(groups) if groups else None,
             "official": _official(row, options, where),
-            "cropped": bool(inside) and file.suffix == ".csv"})  # text of grey values is that of faces, as in FER2013
-    return found, []
+            "cropped": bool(inside) and file.endswith(".csv")})  # text of grey values is that of faces, as in FER2013
+    return Reading(found, [], read=frozenset([place]), beside=() if images is files else (images,))
 
 
-def elsewhere(root: Path, data: DataConfig) -> list[Path]:
-    """The folder of images where the configuration names one outside the root. A link in the data set names none."""
-    images = root / data.table.images
-    return [images] if Path(os.path.relpath(images, root)).parts[:1] == ("..",) else []
+def _images(files: Listing, folder: str) -> tuple[Listing, str]:
+    """The listing that has the folder of images, and its path there. Raises: DataError if it is no folder.
+
+    It may lie outside of `files` if the configuration says so.
+    """
+    images = files.at(folder)
+    if images.root == files.root or images.root.startswith(files.root + "/"):
+        path = files.path_of(folder)
+        if not files.has_folder(path):
+            raise DataError(f"{files.uri(path)} is not a folder (data.table.images): {files.refusal(path)}")
+        return files, path
+    return images, ""
 
 
 def _needed(options: TableConfig) -> list[str]:
@@ -77,44 +84,48 @@ def _official(row: dict[str, str], options: TableConfig, where: str) -> str | No
     return listing.OFFICIAL[value.casefold()]
 
 
-def _find(root: Path, file: str) -> Path:
+def _find(files: Listing, file: str) -> str:
     if file:
-        if not os.path.isfile(root / file):
-            raise DataError(f"{root / file}: no such table (data.table.file)")
-        return root / file
-    found = listing.tables(root, ".csv", ".parquet")
+        path = files.path_of(file)
+        if not files.has_file(path):
+            raise DataError(f"{files.uri(path)}: no such table (data.table.file)")
+        return path
+    found = files.tables(".csv", ".parquet")
     if len(found) != 1:
-        raise DataError(f"{root}: {len(found)} CSV or Parquet files; name the right one by data.table.file")
+        raise DataError(f"{files.root}: {len(found)} CSV or Parquet files; name the right one by data.table.file")
     return found[0]
 
 
-def _columns(file: Path) -> list[str]:
-    if file.suffix != ".parquet":
-        return tables.header(file)
+def _columns(files: Listing, file: str) -> list[str]:
+    if not file.endswith(".parquet"):
+        return tables.header(files, file)
     try:
-        return pq.read_schema(file).names
+        with files.open(file) as stream:
+            return pq.read_schema(stream).names
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: not a readable Parquet file ({_one_line(error)})") from None
+        raise DataError(f"{files.uri(file)}: not a readable Parquet file ({_one_line(error)})") from None
 
 
-def _rows(file: Path, options: TableConfig, columns: list[str]) -> Iterator[tuple[str | None, int, dict[str, str]]]:
+def _rows(files: Listing, file: str, options: TableConfig,
+          columns: list[str]) -> Iterator[tuple[str | None, int, dict[str, str]]]:
     """Of every row the name of the pixels inside the table or None, its number, and its values as text by column.
 
     The number is that of an editor in a CSV (the header is 1), and counts from 0 in Parquet.
     """
     inside = options.pixels_column
-    if file.suffix == ".parquet":
+    if file.endswith(".parquet"):
         wanted = {*_needed(options), options.image_column} - {inside}
         try:
-            table = read_parquet(file, [column for column in columns if column in wanted])
+            with files.open(file) as stream:
+                table = read_parquet(stream, [column for column in columns if column in wanted])
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file}: not a readable Parquet file ({_one_line(error)})") from None
+            raise DataError(f"{files.uri(file)}: not a readable Parquet file ({_one_line(error)})") from None
         for number, row in enumerate(table.to_pylist()):
             # A missing value must not become a person called "None" or "nan".
             values = {column: "" if value is None or value != value else str(value) for column, value in row.items()}
-            yield f"{pixels.name_of(file)}#row={number:09d},column={inside}" if inside else None, number, values
+            yield f"{files.uri(file)}#row={number:09d},column={inside}" if inside else None, number, values
         return
-    for place, number, row in tables.rows(file):
+    for place, number, row in tables.rows(files, file):
         yield f"{place},column={columns.index(inside)}" if inside else None, number, row
 
 
