@@ -55,33 +55,6 @@ def root_of(data: DataConfig) -> str:
     return _place_of("data.root", data.root, "give the data set's folder by --data.root")
 
 
-def find_images(path: str) -> list[tuple[str, str | None]]:
-    """The manifest's name of each image file below a folder (or of one file), and the reason if it must not be opened.
-
-    Raises: DataError if nothing is there, or a folder cannot be read.
-    """
-    root = _place_of("predict.images", path, "give a folder of images, or one image")
-    if _is_file(root):
-        return [(root if "://" in root else pixels.name_of(root), None)]
-    try:
-        files = listing.of(root)
-    except DataError as error:
-        raise DataError(f"{root}: no such folder or image") from error if "not a folder" in str(error) else error
-    found = [(files.uri(image.path), image.refusal) for image in files.images()]
-    if not found:
-        raise DataError(f"{root}: no image file below it; known extensions: {' '.join(sorted(listing.IMAGE_SUFFIXES))}")
-    return found
-
-
-def _is_file(place: str) -> bool:
-    if place.startswith("s3://"):
-        try:
-            return bool(storage.stat(place))
-        except FileNotFoundError:
-            return False
-    return os.path.isfile(place)
-
-
 def _place_of(key: str, place: str, hint: str) -> str:
     """The path or URI at configuration key `key`. Raises: DataError with the hint."""
     if not place or "$" in place:  # a variable that is still there is not set

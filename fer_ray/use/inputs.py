@@ -6,16 +6,15 @@ import io
 import os
 import posixpath
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
 from fer_ray import storage
 from fer_ray.data import listing, manifest
-from fer_ray.data.manifest import NOT_THERE, OUTSIDE, DataError
+from fer_ray.data.listing import File, Listing
+from fer_ray.data.manifest import DataError
 from fer_ray.use import photographs
 
 KEY = "predict.images"
@@ -51,7 +50,7 @@ def find(path: str, column: str = "image") -> list[Picture]:
         _, path = storage.resolve(path)
     if path.lower().endswith(TABLES) and storage.exists(path):
         found = _of_table(path, column)
-    elif os.path.isfile(path) or "://" in path and listing.is_image(Path(path)) and storage.exists(path):
+    elif os.path.isfile(path) or "://" in path and listing.is_image(path) and storage.exists(path):
         found = [Picture(photographs.name_of(path), *storage.stat(path), None)]
     elif re.search(r"[*?\[]", path) and not storage.exists(path):
         found = _of_glob(path)
@@ -99,35 +98,16 @@ def _of_table(file: str, column: str) -> list[Picture]:
     if column not in table:
         raise DataError(f"{KEY}: {file} has no column {column!r} (data.table.image_column); its columns are "
                         f"{', '.join(map(str, table.columns))}")
-    folder = posixpath.dirname(file) or "."
-    names = [str(name) for name in dict.fromkeys(table[column].dropna()) if name]
-    if "://" in folder:
-        there = dict(_objects(folder))
-        return [there.get(posixpath.normpath(name)) or _absent(folder, name) for name in names]
-    refusal = listing.gate(Path(folder))
-    return [_picture(Path(folder, name), refusal) for name in names]
+    files = listing.of(posixpath.dirname(file) or ".")
+    paths = [files.path_of(str(name)) for name in dict.fromkeys(table[column].dropna()) if name]
+    return [_picture(files, files.file(path) or File(path, 0, 0, files.refusal(path))) for path in paths]
 
 
 def _images(folder: str) -> list[tuple[str, Picture]]:
     """The images below a folder, with their paths below it."""
-    if "://" in folder:
-        return [(path, picture) for path, picture in _objects(folder) if listing.is_image(Path(path))]
-    root = Path(folder)
-    refusal = listing.gate(root)
-    return [(str(image.relative_to(root)), _picture(image, refusal)) for image in listing.images(root)]
+    files = listing.of(folder)
+    return [(image.path, _picture(files, image)) for image in files.images()]
 
 
-def _objects(folder: str) -> list[tuple[str, Picture]]:
-    """All files below a folder of a bucket, with their paths below it, by a request for each thousand."""
-    return [(path, Picture(storage.join(folder, path), size, mtime_ns, None))
-            for path, size, mtime_ns in storage.list_tree(folder) if not any(map(listing.is_junk, path.split("/")))]
-
-
-def _absent(folder: str, name: str) -> Picture:
-    leads_out = "://" in name or posixpath.normpath(name).startswith(("/", ".."))
-    return Picture(storage.join(folder, name), 0, 0, OUTSIDE if leads_out else NOT_THERE)
-
-
-def _picture(file: Path, refusal: Callable[[Path], str | None]) -> Picture:
-    name, reason = photographs.name_of(file), refusal(file)
-    return Picture(name, *((0, 0) if reason else storage.stat(name)), reason)
+def _picture(files: Listing, file: File) -> Picture:
+    return Picture(files.uri(file.path), file.size, file.mtime_ns, file.refusal)
