@@ -1,7 +1,9 @@
 """Folds, another data set and the label audit as a user runs them, and the pages in a real browser."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -23,6 +25,8 @@ def audited(tmp_path_factory, sample_of):
     done = run_job("audit", "--labels", "--data.root", str(root / "data"), "--storage", str(root / "out"), *OPTIONS,
                    cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = re.findall(r"^result: (.+)$", done.stdout, re.M)
+    assert Path(result).is_file()
     return root / "out"
 
 
