@@ -119,14 +119,24 @@ def canonical_expression(name: str, where: str, names: dict[str, str] | None = N
 
     `where` names file and row for the message. Raises: DataError for an unknown name.
     """
-    raw = str(name).strip()
-    raw = re.sub(r"^([0-9]+)[.,]0+$", r"\1", raw) if raw not in (names or {}) else raw  # 3.0 of a spreadsheet is 3
-    raw = (names or {}).get(raw, raw).casefold()
-    plain = re.sub(r"^\d+[\W_]+", "", raw)
+    raw, plain = _spelled(name, names)
     if plain not in _PLAIN:
         near = difflib.get_close_matches(plain, _PLAIN, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = (f" (did you mean {near[0]!r}?)" if near else "") + "; say what it is by data.names"
         if raw.isdecimal():
             hint = '; a number means another expression in every data set: say which by data.names, {"0": "anger", ...}'
         raise DataError(f"{where}: unknown expression {name!r}{hint}; known: {', '.join(EXPRESSIONS)}")
     return _PLAIN[plain]
+
+
+def is_expression(name: str, names: dict[str, str] | None = None) -> bool:
+    """Whether `canonical_expression` knows the name."""
+    return _spelled(name, names)[1] in _PLAIN
+
+
+def _spelled(name: str, names: dict[str, str] | None) -> tuple[str, str]:
+    """A name in lower case, with the user's `names` put in, and without a leading number."""
+    raw = str(name).strip()
+    raw = re.sub(r"^([0-9]+)[.,]0+$", r"\1", raw) if raw not in (names or {}) else raw  # 3.0 of a spreadsheet is 3
+    raw = (names or {}).get(raw, raw).casefold()
+    return raw, re.sub(r"^\d+[\W_]+", "", raw)

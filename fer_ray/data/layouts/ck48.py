@@ -1,50 +1,63 @@
-"""CK+48: the last three frames of each labelled CK+ sequence as 48 x 48 face crops, a folder a class, no neutral."""
+"""CK+48: the last three frames of each labelled CK+ sequence as 48 x 48 face crops, a folder a class, no neutral.
+
+Copies divide it into `train/` and `test/`, or add a folder of neutral faces from elsewhere, which is not read here.
+"""
 
 from __future__ import annotations
 
-import re
+import posixpath
 
-from fer_ray.data.layouts.ckplus import FRAME
+from fer_ray.data import listing
+from fer_ray.data.layouts.ckplus import frame_of
 from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import Listing
-from fer_ray.data.manifest import DataError, canonical_expression
+from fer_ray.data.manifest import DataError, canonical_expression, is_expression
+from fer_ray.data_config import DataConfig
 
 LOOKS = "anger/S010_004_00000017.png"
 PEOPLE = "ckplus"  # S010 is the same person in both
 
 
-def recognise(files: Listing) -> str | None:
+def recognise(files: Listing, data: DataConfig) -> str | None:
     """Class folders with CK+ frame names."""
-    classes = _classes(files)
-    return f"CK+ frames in {', '.join(name + '/' for name in classes.folders()[:3])}..." if classes else None
+    names = dict.fromkeys(posixpath.basename(folder) for folder in _class_folders(files, data.names))
+    return f"CK+ frames in {', '.join(name + '/' for name in list(names)[:3])}..." if names else None
 
 
-def read(files: Listing, options: None = None) -> Reading:
-    """Every frame below its class folder. Raises: DataError if there is none, or for an unknown class."""
-    classes = _classes(files)
-    if classes is None:
+def read(files: Listing, data: DataConfig) -> Reading:
+    """Every file below the class folders that hold frames.
+
+    Raises: DataError if there is none, or for a folder whose name is no expression.
+    """
+    classes = _class_folders(files, data.names)
+    if not classes:
         raise DataError(f"{files.root}: no CK+48 frame found; they look like {LOOKS}")
     rows, rejected = [], []
-    for folder in classes.folders():
-        expression = canonical_expression(folder, classes.uri(folder))
-        inside = classes.below(folder)
-        for file in inside.files:
-            image = inside.uri(file.path)
-            if match := FRAME.match(file.name):
-                subject, sequence, frame, _ = match.groups()
-                rows.append({"image": image, "expression": expression, "subject": subject,
-                             "sequence": f"{subject}/{sequence}", "frame": int(frame), "cropped": True})
-            else:
-                rejected.append({"image": image, "expression": expression, "reason": "no CK+ frame name"})
+    for file in files.files:
+        folder = next((folder for folder in classes if file.path.startswith(folder + "/")), None)
+        if folder is None:
+            continue
+        row = {"image": files.uri(file.path), "official": listing.official_split(folder),
+               "expression": canonical_expression(posixpath.basename(folder), files.uri(folder), data.names)}
+        if frame := frame_of(file.name):
+            rows.append(row | {"subject": frame.subject, "sequence": frame.sequence, "frame": frame.number,
+                               "cropped": True})
+        else:
+            rejected.append(row | {"reason": "no CK+ frame name"})
     return Reading(rows, rejected)
 
 
-def _classes(files: Listing) -> Listing | None:
-    """The root or the folder in it whose folders all hold CK+ frames directly."""
-    for place in (files, *map(files.below, files.folders())):
-        inner = place.folders()
-        has_frames = [any(FRAME.match(file.name) for file in place.below(name).direct()) for name in inner]
-        # In CK+ itself the frames lie in numbered folders, one for each sequence.
-        if has_frames and all(has_frames) and not any(re.fullmatch(r"\d+", name) for name in inner):
-            return place
-    return None
+def _class_folders(files: Listing, names: dict[str, str]) -> list[str]:
+    """Folders of classes that hold frames, and folders of frames beside them, whose names may be misspelt."""
+    holders = dict.fromkeys(posixpath.dirname(file.path) for file in files.files if frame_of(file.name))
+    known = [above for folder in holders for above in [_class_of(folder, names)] if above]
+    around = {posixpath.dirname(folder) for folder in known}
+    beside = [folder for folder in holders if posixpath.dirname(folder) in around]
+    return sorted({*known, *beside})
+
+
+def _class_of(folder: str, names: dict[str, str]) -> str | None:
+    """The folder itself, or the nearest one around it, that is named after an expression."""
+    while folder and not is_expression(posixpath.basename(folder), names):
+        folder = posixpath.dirname(folder)
+    return folder or None

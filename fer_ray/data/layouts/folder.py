@@ -1,56 +1,158 @@
-"""A folder for each class: `class/image`, or `split/class/image`."""
+"""A folder for each class: `class/image`, with folders of splits or of people around: `train/ann/fear/1.jpg`."""
 
 from __future__ import annotations
+
+import collections
+import os
+import posixpath
+import re
+from dataclasses import dataclass
 
 from fer_ray.data import listing
 from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import Listing
-from fer_ray.data.manifest import DataError, canonical_expression
+from fer_ray.data.manifest import DataError, canonical_expression, is_expression
 from fer_ray.data_config import DataConfig
 
-LOOKS = "happiness/photo.jpg or train/happiness/photo.jpg"
+LOOKS = "happiness/photo.jpg, train/happiness/photo.jpg or ann/happiness/photo.jpg"
 NO_EXPRESSION = {"unknown", "uncertain", "none", "non-face", "noface", "other", "others"}
+FEWEST_PEOPLE = 3  # fewer cannot be split into train, val and test
+# Folders around the classes that are data sets of their own, and no people.
+_SET = re.compile(r"data|sets?(?![a-z])|images?|photos?|pictures?|faces?|aug|crop|raw|20[012]\d|"
+                  r"^(fer|ferplus|raf|raf-?db|affectnet|ck|ck\+|ck\+?48|jaffe|sfew|kdef|expw)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How the folders of a data set are arranged: `classes` has the folder of the class of each folder of images."""
+
+    classes: dict[str, str]
+    unlabelled: frozenset[str]  # folders of a split with images directly in them
+    people: dict[str, str]  # the person of each folder of a class; empty: none, or told by a pattern
+    separate: bool  # the folders in the root are data sets of their own
 
 
 def recognise(files: Listing, data: DataConfig) -> str | None:
-    """Folders named after expressions, at the root or below folders named after splits."""
-    folders = [folder for _, classes in _class_folders(files) for folder in classes]
-    try:
-        named = {canonical_expression(folder.name, "", data.names) for folder in folders
-                 if folder.name.casefold() not in NO_EXPRESSION}
-    except DataError:
+    """Folders named after expressions, or numbered ones, below folders of splits and of people."""
+    found = arrange(files, data)
+    folders = set(found.classes.values())
+    named = {_expression(folder, "", data.names) for folder in folders if _is_class(folder, data.names)}
+    named.discard(None)
+    if folders and folders == found.classes.keys() and all(
+            listing.whole_number(posixpath.basename(folder)) in range(10) for folder in folders):
+        return "numbered folders"  # `read` asks what the numbers mean
+    if found.separate or not named or 2 * sum(_is_class(folder, data.names) for folder in folders) < len(folders):
         return None
-    has_images = any(folder.images() for folder in folders)
-    return f"folders of {', '.join(sorted(named))}" if named and has_images else None
+    people = f", of {len(set(found.people.values()))} people by the folders around them" if found.people else ""
+    return f"folders of {', '.join(sorted(map(str, named)))}{people}"
 
 
 def read(files: Listing, data: DataConfig) -> Reading:
     """Every image below the folder of its class. Raises: DataError for a folder whose name is no expression."""
     pattern = listing.compile_pattern(data.folder.subject_pattern, "data.folder.subject_pattern")
+    found = arrange(files, data)
+    expressions = {folder: _expression(folder, files.uri(folder), data.names) for folder in found.classes.values()}
     rows, rejected = [], []
-    for split, classes in _class_folders(files):
-        for folder in classes:
-            unlabelled = folder.name.casefold() in NO_EXPRESSION and folder.name not in data.names
-            expression = None if unlabelled else canonical_expression(folder.name, folder.uri(), data.names)
-            for file in folder.files:
-                row = {"image": folder.uri(file.path), "expression": expression, "official": split,
-                       "subject": listing.subject_in(f"{folder.name}/{file.path}", pattern)}
-                if unlabelled:
-                    rejected.append(row | {"reason": f"no expression: {folder.name}"})
-                elif not listing.is_image(file.path):
-                    rejected.append(row | {"reason": "not an image by its name"})
-                else:
-                    rows.append(row)
+    for file in files.files:
+        folder = posixpath.dirname(file.path)
+        row = {"image": files.uri(file.path), "official": listing.official_split(folder)}
+        if (place := found.classes.get(folder)) is None:
+            if folder in found.unlabelled and listing.is_image(file.path):
+                rejected.append(row | {"reason": "not in the folder of a class"})
+            continue
+        row |= {"expression": expressions[place],
+                "subject": listing.subject_in(file.path, pattern) if pattern else found.people.get(place)}
+        if expressions[place] is None:
+            rejected.append(row | {"reason": f"no expression: {posixpath.basename(place)}"})
+        elif not listing.is_image(file.path):
+            rejected.append(row | {"reason": "not an image by its name"})
+        else:
+            rows.append(row)
     if not rows:
         raise DataError(f"{files.root}: no image in a folder named after its expression, like {LOOKS}")
     return Reading(rows, rejected)
 
 
-def _class_folders(files: Listing) -> list[tuple[str | None, list[Listing]]]:
-    """The folders of the classes, by the split that the folder around them is named after (None: by none)."""
-    inner = [files.below(name) for name in files.folders()]
-    splits = [listing.OFFICIAL.get(folder.name.casefold()) for folder in inner]
-    if inner and all(splits):
-        return [(split, [folder.below(name) for name in folder.folders()])
-                for split, folder in zip(splits, inner, strict=True)]
-    return [(None, inner)]
+def _expression(folder: str, where: str, names: dict[str, str]) -> str | None:
+    """The expression that a folder is named after; None if it says that there is none. Raises: DataError."""
+    name = posixpath.basename(folder)
+    return None if _is_none(name, names) else canonical_expression(name, where, names)
+
+
+def _is_none(name: str, names: dict[str, str]) -> bool:
+    return names.get(name, name).casefold() in NO_EXPRESSION
+
+
+def _is_class(folder: str, names: dict[str, str]) -> bool:
+    name = posixpath.basename(folder)
+    return _is_none(name, names) or is_expression(name, names)
+
+
+# --- how the folders are arranged ----------------------------------------------------------------------
+
+
+def arrange(files: Listing, data: DataConfig) -> Arrangement:
+    """Find the folder of the class of each image, and what the folders around it are.
+
+    Raises: DataError if several folders around the classes may be the people.
+    """
+    with_images = collections.Counter(posixpath.dirname(file.path) for file in files.images())
+    level = _level(with_images, data.names)
+    parts = {folder: folder.split("/") for folder in {posixpath.dirname(file.path) for file in files.files}}
+    depth = {folder: _depth(names, level, data.names) for folder, names in parts.items()}
+    classes = {folder: "/".join(parts[folder][: found + 1]) for folder, found in depth.items() if found is not None}
+    around = {posixpath.dirname(place) for place in classes.values()}
+    unlabelled = set()
+    for folder in with_images.keys() - classes.keys():
+        beside = next((n for n in range(len(parts[folder])) if "/".join(parts[folder][:n]) in around
+                       and parts[folder][n].casefold() not in listing.OFFICIAL), None)
+        if folder and beside is not None:  # beside folders of classes: its name is wrong, which `read` says
+            classes[folder] = "/".join(parts[folder][: beside + 1])
+        elif folder and all(part.casefold() in listing.OFFICIAL for part in parts[folder]):
+            unlabelled.add(folder)
+    if not classes:
+        classes = {folder: place for folder in with_images if (place := _outermost(parts[folder]))}
+    places = {classes[folder] for folder in with_images if folder in classes}
+    people, separate = ({}, False) if data.folder.subject_pattern else _people(places, files.root)
+    return Arrangement(classes, frozenset(unlabelled), people, separate)
+
+
+def _level(with_images: collections.Counter[str], names: dict[str, str]) -> int | None:
+    """How deep most folders of classes lie. A person called Su is no surprise if the classes lie below the people."""
+    votes = collections.Counter()
+    for folder, count in with_images.items():
+        for depth, part in enumerate(folder.split("/")):
+            if _is_class(part, names):
+                votes[depth] += count
+    return min(votes, key=lambda depth: (-votes[depth], depth), default=None)
+
+
+def _depth(parts: list[str], level: int | None, names: dict[str, str]) -> int | None:
+    """How deep the class of a folder lies: at `level`, or at the first folder that is named after an expression."""
+    if level is not None and level < len(parts) and _is_class(parts[level], names):
+        return level
+    return next((depth for depth, part in enumerate(parts) if _is_class(part, names)), None)
+
+
+def _outermost(parts: list[str]) -> str | None:
+    """The highest folder that is no split: where no name is an expression, that of a class whose name is wrong."""
+    depth = next((n for n, part in enumerate(parts) if part and part.casefold() not in listing.OFFICIAL), None)
+    return None if depth is None else "/".join(parts[: depth + 1])
+
+
+def _people(places: set[str], root: str) -> tuple[dict[str, str], bool]:
+    """The person of each folder of a class, after the folder around it, and whether these are data sets instead."""
+    above = {place: tuple(part for part in place.split("/")[:-1] if part.casefold() not in listing.OFFICIAL)
+             for place in places}
+    common = len(os.path.commonprefix(sorted(above.values()))) if above else 0
+    around = {names[common:] for names in above.values()}
+    if len(around) < 2 or () in around:
+        return {}, False
+    splits_inside = any(listing.official_split("/".join(place.split("/")[common + 1:-1])) for place in places)
+    if len(around) < FEWEST_PEOPLE or splits_inside or any(_SET.search(names[-1]) for names in around):
+        return {}, common == 0
+    if any(len(names) > 1 for names in around):
+        some = "/".join(min(around, key=len)), "/".join(max(around, key=len))
+        raise DataError(f"{root}: which of the folders around the classes are the people, as in {some[0]} and "
+                        f"{some[1]}? Say it by data.folder.subject_pattern, or give the data sets by data.sources")
+    return {place: names[-1].casefold() for place, names in above.items()}, False

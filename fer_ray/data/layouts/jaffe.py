@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import re
 
+from fer_ray.data import listing
 from fer_ray.data.ledger import Reading
-from fer_ray.data.listing import Listing
+from fer_ray.data.listing import File, Listing
 from fer_ray.data.manifest import DataError
+from fer_ray.data_config import DataConfig
 
 LOOKS = "KA.AN1.39.tiff"
 PEOPLE = "jaffe"  # whatever name the source has: two copies show the same people
-# Some copies have double extensions such as KA.AN1.39.tiff.bmp.
-NAME = re.compile(r"^([A-Z]{2})\.(AN|DI|FE|HA|NE|SA|SU)(\d)\.(\d+)(?:\.tiff?)?\.(tiff?|jpg|png|bmp)$", re.IGNORECASE)
+# Converted copies have names such as KA.AN1.39.tiff.bmp, KA-AN1.39.tiff, KA_AN1_39.png and KA.AN1.39.jpeg.
+NAME = re.compile(r"^(K[ALMR]|MK|N[AM]|TM|UY|YM)[-._ ]?(AN|DI|FE|HA|NE|SA|SU)(\d)(?:[-._ ](\d+))?(?:\.tiff?)?\.\w+$",
+                  re.IGNORECASE)
 CODES = {"AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": "neutral", "SA": "sadness",
          "SU": "surprise"}
 
 
-def recognise(files: Listing) -> str | None:
-    """Its file names, at most two folders down."""
-    matching = [file.name for file in files.files if file.path.count("/") <= 2 and NAME.match(file.name)]
+def recognise(files: Listing, data: DataConfig) -> str | None:
+    """Its file names."""
+    matching = [file.name for file in files.files if _match(file)]
     return f"{len(matching)} names like {matching[0]}" if matching else None
 
 
-def read(files: Listing, options: None = None) -> Reading:
+def read(files: Listing, data: DataConfig) -> Reading:
     """Every JAFFE image, however nested. Raises: DataError if there is none."""
     rows, rejected, first_of = [], [], {}
     for file in files.files:
-        if match := NAME.match(file.name):
-            person, code, take, serial, _ = (group.upper() for group in match.groups())
+        if match := _match(file):
+            person, code, take, serial = (group.upper() for group in match.groups(""))
             row = {"image": files.uri(file.path), "expression": CODES[code], "subject": person}
             first = first_of.setdefault((person, code, take, serial), file)
             if first != file:
@@ -37,3 +40,7 @@ def read(files: Listing, options: None = None) -> Reading:
     if not rows:
         raise DataError(f"{files.root}: no JAFFE image found; their names look like {LOOKS}")
     return Reading(rows, rejected)
+
+
+def _match(file: File) -> re.Match | None:
+    return NAME.match(file.name) if listing.is_image(file.name) else None
