@@ -67,11 +67,11 @@ class Fer2013Config:
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """A data set with one folder for each class: `class/image` or `split/class/image`."""
+    """A data set with one folder for each class: `class/image`, `split/class/image` or `person/class/image`."""
 
     subject_pattern: str = ""
-    """Regular expression whose one group finds the person in an image's path below the root; empty: people are
-    unknown."""
+    """Regular expression whose one group finds the person in an image's path below the root; empty: the folder around
+    the folder of the class, where there are three or more, else people are unknown."""
 
 
 @dataclass(frozen=True)
