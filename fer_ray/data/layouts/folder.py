@@ -38,8 +38,8 @@ def recognise(files: Listing, data: DataConfig) -> str | None:
     folders = set(found.classes.values())
     named = {_expression(folder, "", data.names) for folder in folders if _is_class(folder, data.names)}
     named.discard(None)
-    if folders and folders == found.classes.keys() and all(
-            listing.whole_number(posixpath.basename(folder)) in range(10) for folder in folders):
+    numbers = {listing.whole_number(posixpath.basename(folder)) for folder in folders}
+    if folders == found.classes.keys() and numbers >= set(range(1, 6)) and numbers <= set(range(9)):
         return "numbered folders"  # `read` asks what the numbers mean
     if found.separate or not named or 2 * sum(_is_class(folder, data.names) for folder in folders) < len(folders):
         return None
