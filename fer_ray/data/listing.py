@@ -45,6 +45,11 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name in _JUNK
 
 
+def official_split(folder: str) -> str | None:
+    """The split that a folder, or the highest one around it, is named after; None if none is."""
+    return next((OFFICIAL[part.casefold()] for part in folder.split("/") if part.casefold() in OFFICIAL), None)
+
+
 def is_image(path: str) -> bool:
     """Whether the extension is that of an image."""
     return posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES

@@ -99,7 +99,7 @@ def recognise(files: Listing, data: DataConfig) -> list[tuple[Kind, str]]:
 
     A folder of classes or a table counts only where no layout of a particular data set is.
     """
-    seen = [(kind, what) for kind in PARTICULAR if (what := _adapter(kind).recognise(files))]
+    seen = [(kind, what) for kind in PARTICULAR if (what := _adapter(kind).recognise(files, data))]
     if not seen:
         seen = [(kind, what) for kind in GENERAL if (what := _adapter(kind).recognise(files, data))][:1]
     return seen
@@ -156,7 +156,7 @@ def _recognised(source: SourceConfig, root: str, data: DataConfig) -> list[tuple
 def _read(source: _Source, data: DataConfig) -> Manifest:
     """The rows of a data set, each with size and time of its file; refused and repeated images are rejected."""
     adapter = _adapter(source.kind)
-    reading = adapter.read(source.files, data if source.kind in GENERAL else getattr(data, source.kind, None))
+    reading = adapter.read(source.files, data)
     places = (source.files, *reading.beside)
     listed = {place.uri(file.path): file for place in places for file in place.files}
     kept = reading.rows + reading.rejected

@@ -16,6 +16,7 @@ from fer_ray.data import listing, tables
 from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError
+from fer_ray.data_config import DataConfig
 
 LOOKS = "training.csv with subDirectory_filePath and expression, or train_set/annotations/0_exp.npy"
 CODES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
@@ -28,14 +29,14 @@ SPLITS = {"train_set": "train", "val_set": "val"}
 ANNOTATION_SUFFIX = "_exp.npy"
 
 
-def recognise(files: Listing) -> str | None:
+def recognise(files: Listing, data: DataConfig) -> str | None:
     """Its lists, or its folders of annotations."""
     if found := _lists(files):
         return ", ".join(map(posixpath.basename, found))
     return ", ".join(f"{part.name}/annotations" for part in _sets(files)) or None
 
 
-def read(files: Listing, options: None = None) -> Reading:
+def read(files: Listing, data: DataConfig) -> Reading:
     """All rows of the lists, or all annotated images. Raises: DataError if there are none or a row is wrong."""
     if lists := _lists(files):
         rows, read = [row for file in lists for row in _read_list(files, file)], set(map(files.uri, lists))

@@ -6,6 +6,7 @@ from fer_ray.data.layouts import fer2013
 from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError
+from fer_ray.data_config import DataConfig
 
 LOOKS = "ckextended.csv"
 CODES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")
@@ -14,12 +15,12 @@ NO_SUBJECTS = ("ckextended.csv does not say who is in a picture, and most of its
                "image, whose test scores do not hold for a new face")
 
 
-def recognise(files: Listing) -> str | None:
+def recognise(files: Listing, data: DataConfig) -> str | None:
     """The file by its name."""
     return LOOKS if files.find(LOOKS, depth=1) else None
 
 
-def read(files: Listing, options: None = None) -> Reading:
+def read(files: Listing, data: DataConfig) -> Reading:
     """Every row. Raises: DataError if the file is missing or a row is wrong."""
     file = files.find(LOOKS, depth=1)
     if file is None:

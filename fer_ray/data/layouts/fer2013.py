@@ -13,7 +13,7 @@ from fer_ray.data import listing, tables
 from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError
-from fer_ray.data_config import Fer2013Config
+from fer_ray.data_config import DataConfig
 
 COLUMNS = ("emotion", "pixels", "usage")  # in lower case: copies spell them differently
 LOOKS = "a CSV with the columns emotion, pixels, Usage"
@@ -24,13 +24,13 @@ VOTED = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fea
 OTHER = {"unknown": "the annotators do not know", "NF": "not a face"}
 
 
-def recognise(files: Listing) -> str | None:
+def recognise(files: Listing, data: DataConfig) -> str | None:
     """The table, and whether the votes are beside it."""
     file = find_table(files)
     return f"{posixpath.basename(file)}{f' with {VOTES} of FER+' if files.find(VOTES) else ''}" if file else None
 
 
-def read(files: Listing, options: Fer2013Config) -> Reading:
+def read(files: Listing, data: DataConfig) -> Reading:
     """Every row of the table, labelled by FER2013 or by FER+'s votes.
 
     Raises: DataError if a table, a column or a row is missing or wrong.
@@ -40,6 +40,7 @@ def read(files: Listing, options: Fer2013Config) -> Reading:
         raise DataError(f"{files.root}: not there: {LOOKS}{tables.described(files)}")
     rows = read_pixel_table(files, file, CODES)
     votes = files.find(VOTES)
+    options = data.fer2013
     if options.labels == "ferplus" and votes is None:
         raise DataError(f"{files.root}: data.fer2013.labels ferplus needs {VOTES} there")
     if options.labels == "fer2013" or votes is None:
