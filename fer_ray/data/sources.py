@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import os
 import posixpath
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from fer_ray import storage
 from fer_ray.data import listing, pixels
+from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DRAWN, NOT_THERE, OUTSIDE, DataError, Manifest, build, merge, printable
 from fer_ray.data_config import DataConfig, SourceConfig
@@ -42,7 +44,7 @@ def read_manifest(data: DataConfig, split_by: str = "subject") -> Manifest:
         why = getattr(_adapter(source.kind), "NO_SUBJECTS", "")
         if why and split_by == "subject":
             raise DataError(f"{source.files.root}: {why}")
-    found = merge([_read(source, data) for source in sources])
+    found = merge([_read(source) for source in sources])
     if not found.rows.num_rows:
         reasons = sorted(set(found.rejected.column("reason").to_pylist()))
         raise DataError(f"{root}: no usable image ({'; '.join(reasons) or 'nothing of this layout'})")
@@ -94,31 +96,66 @@ def exclude(found: Manifest, file: str) -> Manifest:
     return Manifest(found.rows.set_column(place, "excluded", pa.array(reasons, pa.string())), found.rejected)
 
 
-def recognise(files: Listing, data: DataConfig) -> list[tuple[Kind, str]]:
-    """Every layout that the files have, as (kind, what was seen).
-
-    A folder of classes or a table counts only where no layout of a particular data set is.
-    """
-    seen = [(kind, what) for kind in PARTICULAR if (what := _adapter(kind).recognise(files, data))]
-    if not seen:
-        seen = [(kind, what) for kind in GENERAL if (what := _adapter(kind).recognise(files, data))][:1]
-    return seen
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Source:
-    """A data set of a known layout, by its name in reports."""
+    """A data set of a known layout."""
 
     kind: Kind
-    name: str
     files: Listing
+    data: DataConfig
+    name: str = ""  # in reports
+    what: str = ""  # was recognised
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """What its layout makes of its files. Raises: DataError."""
+        return _adapter(self.kind).read(self.files, self.data)
+
+
+def recognise(files: Listing, data: DataConfig) -> list[_Source]:
+    """Every data set that the files hold, one or several side by side, each with what was seen of it.
+
+    Raises: DataError if one of them cannot be read, or holds what its layout does not know.
+    """
+    return _at(files, data) or [found for name in files.folders() for found in _at(files.below(name), data)]
+
+
+def _at(files: Listing, data: DataConfig, general: tuple[Kind, ...] = GENERAL) -> list[_Source]:
+    """The data sets whose layouts begin at the root of the files; of the `general` layouts the first one counts.
+
+    What particular layouts leave is looked through again, so that a second data set beside one of them is none the less
+    read. A table does not count there: it may be that of the first.
+    """
+    def seen(kinds: tuple[Kind, ...]) -> list[_Source]:
+        return [_Source(kind, files, data, what=what) for kind in kinds
+                if (what := _adapter(kind).recognise(files, data))]
+
+    particular = seen(PARTICULAR)
+    if not particular:
+        return seen(general)[:1]
+    left = _left(files, particular)
+    if not left.images() or len(left.files) == len(files.files):
+        return particular
+    return particular + (_at(left, data, ("folder",)) or recognise(left, data))
+
+
+def _left(files: Listing, sources: list[_Source]) -> Listing:
+    """The files that none of the data sets has used, rejected or left out by name."""
+    named = {pixels.file_of(row["image"]) for source in sources
+             for row in (*source.reading.rows, *source.reading.rejected)}
+    named.update(*(source.reading.read for source in sources), *(source.reading.unused for source in sources))
+    return dataclasses.replace(files, files=tuple(file for file in files.files if files.uri(file.path) not in named))
 
 
 def _concrete(source: SourceConfig, root: str, data: DataConfig) -> list[_Source]:
-    """The data sets of a source, which may be `auto` or `sample`; drawn ones say so by name."""
-    found = [(kind, files, name or TITLES.get(kind, kind) if _is_drawn(files) else name or kind)
-             for kind, files, name in _recognised(source, root, data)]
-    return [_Source(kind, f"{name}{DRAWN}" if _is_drawn(files) else name, files) for kind, files, name in found]
+    """The data sets of a source, which may be `auto` or `sample`, with their names; drawn ones say so by name."""
+    found = _recognised(source, root, data)
+    kinds = [one.kind for one in found]
+    for one in found:
+        drawn = _is_drawn(one.files)
+        kind = TITLES.get(one.kind, one.kind) if drawn else one.kind
+        one.name = (source.name or (one.files.name if kinds.count(one.kind) > 1 else kind)) + (DRAWN if drawn else "")
+    return found
 
 
 def _is_drawn(files: Listing) -> bool:
@@ -126,37 +163,32 @@ def _is_drawn(files: Listing) -> bool:
     return any(listing.is_drawn_sample(place) for place in (files.root, posixpath.dirname(files.root)))
 
 
-def _recognised(source: SourceConfig, root: str, data: DataConfig) -> list[tuple[Kind, Listing, str]]:
-    """Kind, files and given name of each data set: the source itself if it names its layout, else what is found."""
+def _recognised(source: SourceConfig, root: str, data: DataConfig) -> list[_Source]:
+    """The source itself if it names its layout, else every data set that is found in its folder."""
     folder = listing.joined(root, source.root)
     if source.kind == "sample":
         from fer_ray.data import sample
 
         sample.write_sample(Path(folder), data.sample.subjects, data.sample.seed)
         files = listing.of(folder)
-        return [("ckplus", files.below("CK+"), ""), ("jaffe", files.below("jaffe"), "")]
+        return [_Source("ckplus", files.below("CK+"), data), _Source("jaffe", files.below("jaffe"), data)]
     if "://" not in folder and not os.path.isdir(folder):
         raise DataError(f"data.root: {folder} is not a folder; give the folder of the {source.kind} data set")
     files = listing.of(folder)
     if source.kind != "auto":
-        return [(source.kind, files, source.name)]
-    seen = [(files, kind, what) for kind, what in recognise(files, data)]
-    if not seen:  # several data sets side by side
-        seen = [(inner, kind, what) for inner in map(files.below, files.folders())
-                for kind, what in recognise(inner, data)]
-    if not seen:
+        return [_Source(source.kind, files, data)]
+    found = recognise(files, data)
+    if not found:
         known = "; ".join(f"{kind}: {_adapter(kind).LOOKS}" for kind in (*PARTICULAR, *GENERAL))
         raise DataError(f"data.root: {folder} holds no layout that is known ({known}); name it by data.kind")
-    for place, kind, what in seen:
-        print(printable(f"recognised {kind} in {place.root}: {what}"), flush=True)
-    kinds = [kind for _, kind, _ in seen]
-    return [(kind, place, source.name or (place.name if kinds.count(kind) > 1 else "")) for place, kind, _ in seen]
+    for one in found:
+        print(printable(f"recognised {one.kind} in {one.files.root}: {one.what}"), flush=True)
+    return found
 
 
-def _read(source: _Source, data: DataConfig) -> Manifest:
+def _read(source: _Source) -> Manifest:
     """The rows of a data set, each with size and time of its file; refused and repeated images are rejected."""
-    adapter = _adapter(source.kind)
-    reading = adapter.read(source.files, data)
+    reading = source.reading
     places = (source.files, *reading.beside)
     listed = {place.uri(file.path): file for place in places for file in place.files}
     kept = reading.rows + reading.rejected
@@ -169,7 +201,7 @@ def _read(source: _Source, data: DataConfig) -> Manifest:
             row |= {"file_size": file.size, "file_mtime_ns": file.mtime_ns}
     _reject_repeated(kept)
     return build([r for r in kept if "reason" not in r], [r for r in kept if "reason" in r], source.name,
-                 getattr(adapter, "PEOPLE", source.name))
+                 getattr(_adapter(source.kind), "PEOPLE", source.name))
 
 
 def _refusal_of_missing(name: str, places: Iterable[Listing]) -> str:

@@ -121,6 +121,26 @@ def test_ck48_in_splits(tmp_path):
     assert rejected.empty and rows.subject.nunique() == 7 and set(rows.dataset) == {"ck48"}
 
 
+def test_ck48_with_neutral_faces_from_elsewhere(tmp_path):
+    put_ck48(tmp_path)
+    for number in range(5):
+        put(tmp_path / f"neutral/face{number}.png")
+    rows, rejected = read(tmp_path)
+    assert counted(rows) == {"anger": 12, "happiness": 12, "neutral": 5} and rejected.empty
+    of_ck48 = rows[rows.expression != "neutral"]
+    assert set(of_ck48.dataset) == {"ck48"} and set(of_ck48.subject) == {f"ckplus:S{person:03}" for person in PEOPLE}
+    beside = rows[rows.expression == "neutral"]
+    assert beside.subject.isna().all() and set(beside.dataset) == {"folder"}
+
+
+def test_ck48_beside_class_folders(tmp_path):
+    put_ck48(tmp_path / "CK+48")
+    for name in ("train/angry/1.jpg", "train/sad/2.jpg", "test/angry/3.jpg"):
+        put(tmp_path / "FER2013" / name)
+    rows, _ = read(tmp_path)
+    assert dict(collections.Counter(rows.dataset)) == {"ck48": 24, "folder": 3}
+
+
 def test_ck48_names_a_misspelt_class(tmp_path):
     put_ck48(tmp_path, ("anger", "hapy"))
     with pytest.raises(DataError, match="hapy: unknown expression 'hapy' .did you mean 'happy'.*data.names"):
