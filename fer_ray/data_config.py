@@ -79,7 +79,8 @@ class TableConfig:
     """A table (CSV or Parquet) of labels, with image names beside a folder of images or the pixels inside."""
 
     file: PathBelow = ""
-    """The table, relative to the data set's root; empty: the only CSV or Parquet file below the root."""
+    """The table, relative to the data set's root; empty: the CSV or Parquet file with the columns below. Several are
+    read if each is named after another split, or if they are all shards of one table."""
     images: PathBelow = "images"
     """Folder of the images, relative to the data set's root."""
     image_column: str = "image"

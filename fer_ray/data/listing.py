@@ -167,7 +167,7 @@ class Listing:
     def tables(self, *suffixes: str) -> list[str]:
         """Paths of the files with these extensions in the root or one folder down, sorted."""
         return [file.path for file in self.files if file.path.count("/") <= 1
-                and posixpath.splitext(file.path)[1] in suffixes and file.refusal in (None, UNREADABLE)]
+                and posixpath.splitext(file.path)[1].lower() in suffixes and file.refusal in (None, UNREADABLE)]
 
     def find(self, *wanted: str, depth: int = 2) -> str | None:
         """Path of the first folder or file with one of the names, at most `depth` folders down; the highest wins."""

@@ -29,6 +29,7 @@ ORDER = {
     "data.listing": False,
     "data.ledger": False,
     "data.tables": False,
+    "data.image_names": False,
     "data.layouts": False,
     "data.sample": False,
     "data.sources": False,

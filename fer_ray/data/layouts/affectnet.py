@@ -7,12 +7,14 @@ The forms are CSV lists with face boxes, and `images/ID.jpg` with `annotations/I
 from __future__ import annotations
 
 import io
+import itertools
 import posixpath
 from collections.abc import Iterator
 
 import numpy as np
 
 from fer_ray.data import listing, tables
+from fer_ray.data.image_names import ImageNames
 from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError
@@ -22,7 +24,9 @@ LOOKS = "training.csv with subDirectory_filePath and expression, or train_set/an
 CODES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 OTHER = {8: "none of the eight expressions", 9: "annotator uncertain", 10: "not a face"}
 PATH = "subDirectory_filePath"
+# The lists' columns. AffectNet's validation.csv was published without this first line, unlike training.csv.
 BOX = ("face_x", "face_y", "face_width", "face_height")
+COLUMNS = (PATH, *BOX, "facial_landmarks", "expression", "valence", "arousal")
 NO_BOX = ("", "NULL")
 LONGEST_SIDE = 1_000_000  # px; a box beyond it is a slip, and would not fit into the manifest's int32
 SPLITS = {"train_set": "train", "val_set": "val"}
@@ -50,7 +54,13 @@ def read(files: Listing, data: DataConfig) -> Reading:
 
 
 def _lists(files: Listing) -> list[str]:
-    return [file for file in files.tables(".csv") if tables.has_columns(files, file, PATH, "expression")]
+    return [file for file in files.tables(".csv")
+            if tables.has_columns(files, file, PATH, "expression") or _lacks_header(files, file)]
+
+
+def _lacks_header(files: Listing, file: str) -> bool:
+    row = tables.first_row(files, file, COLUMNS)
+    return bool(row and listing.is_image(row[PATH]) and listing.whole_number(row["expression"].strip()) is not None)
 
 
 def _sets(files: Listing) -> list[Listing]:
@@ -76,23 +86,28 @@ def _labelled(code: str, where: str) -> dict:
 
 
 def _read_list(files: Listing, file: str) -> Iterator[dict]:
-    base, where = None, files.uri(file)
+    where, names = files.uri(file), COLUMNS if _lacks_header(files, file) else ()
+    if names:
+        print(f"{where}: has no header; its columns are taken as those of AffectNet's other lists", flush=True)
     stem = posixpath.splitext(posixpath.basename(file))[0].lower()
-    if missing := {PATH, "expression"} - set(tables.header(files, file)):  # recognised, but spelled in another case
-        raise DataError(f"{where}: no column {', '.join(sorted(missing))}")
-    for _, number, row in tables.rows(files, file):
-        labelled = _labelled(row["expression"], f"{where} row {number}")
-        base = _base(files, row[PATH]) if base is None else base
-        image = files.uri(files.path_of(row[PATH], base or ""))
+    spelled = tables.spelled(names or tables.header(files, file), (PATH, "expression"), where)
+    first = itertools.islice(tables.rows(files, file, names=names), 100)  # one image may be missing, not all of these
+    bases = (_base(files, row[spelled[PATH]].replace("\\", "/")) for _, _, row in first)
+    images = ImageNames(where, files, next((base for base in bases if base is not None), ""))
+    for _, number, row in tables.rows(files, file, names=names):
+        labelled = _labelled(row[spelled["expression"]], f"{where} row {number}")
+        image = images.find(row[spelled[PATH]])
         found = {"image": image, "official": "val" if "valid" in stem else "train", **labelled}
         if "auto" in stem:
             found["reason"] = "labelled by a machine"
         yield found | _box(row) if "reason" not in found else found
+    images.tell()
 
 
 def _box(row: dict[str, str]) -> dict:
     """`face`, or `reason` for a box that is none. Nothing without a box: then the face is searched."""
-    texts = [row.get(column, "").strip() for column in BOX]
+    values = {name.casefold(): value.strip() for name, value in row.items()}
+    texts = [values.get(column, "") for column in BOX]
     if all(text in NO_BOX for text in texts):
         return {}
     try:

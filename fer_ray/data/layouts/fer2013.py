@@ -7,6 +7,7 @@ FER+ has no pixels: its rows are in the order of FER2013's.
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 
 from fer_ray.data import listing, tables
@@ -15,74 +16,122 @@ from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError
 from fer_ray.data_config import DataConfig
 
-COLUMNS = ("emotion", "pixels", "usage")  # in lower case: copies spell them differently
+COLUMNS = ("emotion", "pixels", "Usage")  # in upper or lower case
 LOOKS = "a CSV with the columns emotion, pixels, Usage"
 CODES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 VOTES = "fer2013new.csv"
 # FER+ heads its columns with these; the last two are no expressions
 VOTED = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 OTHER = {"unknown": "the annotators do not know", "NF": "not a face"}
+SIDE = 48  # px
 
 
 def recognise(files: Listing, data: DataConfig) -> str | None:
-    """The table, and whether the votes are beside it."""
-    file = find_table(files)
-    return f"{posixpath.basename(file)}{f' with {VOTES} of FER+' if files.find(VOTES) else ''}" if file else None
+    """The tables, and whether the votes are beside them."""
+    found = [posixpath.basename(file) for file in (_whole(files)[:1] or _parts(files))]
+    return f"{', '.join(found)}{f' with {VOTES} of FER+' if files.find(VOTES) else ''}" if found else None
 
 
 def read(files: Listing, data: DataConfig) -> Reading:
-    """Every row of the table, labelled by FER2013 or by FER+'s votes.
+    """Every row of the tables, labelled by FER2013 or by FER+'s votes.
 
-    Raises: DataError if a table, a column or a row is missing or wrong.
+    Raises: DataError if a table, a column or a row is missing or wrong, or two tables say different things.
     """
-    file = find_table(files)
-    if file is None:
-        raise DataError(f"{files.root}: not there: {LOOKS}{tables.described(files)}")
-    rows = read_pixel_table(files, file, CODES)
+    rows, read, unused = _read_tables(files)
     votes = files.find(VOTES)
     options = data.fer2013
     if options.labels == "ferplus" and votes is None:
         raise DataError(f"{files.root}: data.fer2013.labels ferplus needs {VOTES} there")
     if options.labels == "fer2013" or votes is None:
-        return Reading(rows, [], read=frozenset([files.uri(file)]))
+        return Reading(rows, [], read=frozenset(read), unused=unused)
     voted = list(_read_votes(files, votes, options.min_agreement))
     if len(voted) != len(rows):
-        raise DataError(f"{files.uri(votes)}: {len(voted)} rows, but {file} has {len(rows)}; FER+ names its images by "
-                        "their order")
+        raise DataError(f"{files.uri(votes)}: {len(voted)} rows, but {', '.join(read)} has {len(rows)}; FER+ names its "
+                        "images by their order")
     labelled = [row | vote for row, vote in zip(rows, voted, strict=True)]
     return Reading([r for r in labelled if "reason" not in r], [r for r in labelled if "reason" in r],
-                   read=frozenset([files.uri(file), files.uri(votes)]))
+                   read=frozenset([*read, files.uri(votes)]), unused=unused)
 
 
-def find_table(files: Listing) -> str | None:
-    """The CSV with the columns of FER2013, at most one folder down."""
-    for file in files.tables(".csv"):
-        if posixpath.basename(file) != "ckextended.csv" and tables.has_columns(files, file, *COLUMNS):
-            return file
-    return None
+def _read_tables(files: Listing) -> tuple[list[dict], list[str], dict[str, str]]:
+    """All rows, the tables that they come from, and those that say nothing more, with the reason."""
+    whole, parts = _whole(files), _parts(files)
+    if not whole and not parts:
+        raise DataError(f"{files.root}: not there: {LOOKS}{tables.described(files)}")
+    if not whole:
+        found = tables.belonging_together(parts)
+        splits = {file: split or tables.split_in(posixpath.basename(file)) for file, split in found.items()}
+        for file, split in splits.items():
+            print(f"{files.uri(file)}: no column Usage; its rows belong to the split {split or 'that nobody knows'}, "
+                  "by the file's name", flush=True)
+        if "test" not in splits.values():
+            print(f"{files.root}: there are no official test images of FER2013", flush=True)
+        rows = [row | {"official": split} for file, split in splits.items()
+                for row in read_pixel_table(files, file, CODES, COLUMNS[:2])]
+        return rows, [files.uri(file) for file in found], {}
+    first, *others = whole
+    rows, unused = read_pixel_table(files, first, CODES), {}
+    known = Counter((row["expression"], row["official"]) for row in rows)
+    for file in others:
+        if Counter((row["expression"], row["official"]) for row in read_pixel_table(files, file, CODES)) != known:
+            raise DataError(f"{files.uri(first)} and {files.uri(file)} are different tables of FER2013; keep the right "
+                            "one in the data set's folder")
+        unused[files.uri(file)] = f"a copy of {posixpath.basename(first)}"
+    labels = Counter(row["expression"] for row in rows)
+    for file in parts:
+        if not Counter(row["expression"] for row in read_pixel_table(files, file, CODES, COLUMNS[:2])) <= labels:
+            raise DataError(f"{files.uri(file)}: has more images of an expression than {files.uri(first)}; keep the "
+                            "right one in the data set's folder")
+        unused[files.uri(file)] = f"a part of {posixpath.basename(first)}"
+    return rows, [files.uri(first)], unused
 
 
-def read_pixel_table(files: Listing, file: str, codes: tuple[str, ...]) -> list[dict]:
-    """Rows of a CSV with emotion (a code), pixels and Usage.
+def _whole(files: Listing) -> list[str]:
+    """The CSVs with all columns of FER2013, at most one folder down."""
+    return [file for file in _tables(files) if tables.has_columns(files, file, *COLUMNS)]
+
+
+def _parts(files: Listing) -> list[str]:
+    """The CSVs of FER2013's images without `Usage`, such as Kaggle's train.csv."""
+    def fits(file: str) -> bool:
+        if tables.has_columns(files, file, *COLUMNS) or not tables.has_columns(files, file, *COLUMNS[:2]):
+            return False
+        row = next((row for _, _, row in tables.rows(files, file)), {})  # other tables have words or larger images
+        values = {name.casefold(): value for name, value in row.items()}
+        return listing.whole_number(values.get("emotion", "").strip()) is not None and len(
+            values.get("pixels", "").split()) == SIDE * SIDE
+
+    return [file for file in _tables(files) if fits(file)]
+
+
+def _tables(files: Listing) -> list[str]:
+    return [file for file in files.tables(".csv") if posixpath.basename(file).lower() != "ckextended.csv"]
+
+
+def read_pixel_table(files: Listing, file: str, codes: tuple[str, ...],
+                     columns: tuple[str, ...] = COLUMNS) -> list[dict]:
+    """Rows of a CSV with emotion (a code), pixels and, if it is among `columns`, Usage.
 
     Raises: DataError if it is none, lacks a column, or has another code or Usage.
     """
-    header, where = tables.header(files, file), files.uri(file)
-    spelled = {name.lower(): name for name in header}
-    if missing := [name for name in COLUMNS if name not in spelled]:
-        raise DataError(f"{where}: no column {', '.join(missing)}; right is {LOOKS}")
-    emotion, pixels, usage = (spelled[name] for name in COLUMNS)
+    where = files.uri(file)
+    name = tables.spelled(tables.header(files, file), columns, where)
     found = []
-    for place, number, row in tables.rows(files, file):
-        text, split = row[emotion].strip(), row[usage].strip()
+    for image, number, row in tables.rows(files, file, name["pixels"]):
+        text = row[name["emotion"]].strip()
         code = listing.whole_number(text)
         if code is None or code >= len(codes):
             raise DataError(f"{where} row {number}: emotion {text[:40]!r}; right is 0 to {len(codes) - 1}")
-        if split.lower() not in listing.OFFICIAL:
-            raise DataError(f"{where} row {number}: Usage {split[:40]!r}; right is Training, PublicTest or PrivateTest")
-        found.append({"image": f"{place},column={header.index(pixels)}", "expression": codes[code],
-                      "official": listing.OFFICIAL[split.lower()], "cropped": True})
+        found.append({"image": image, "expression": codes[code], "cropped": True})
+        if "Usage" in columns:
+            found[-1]["official"] = _official(row[name["Usage"]].strip(), f"{where} row {number}")
     return found
+
+
+def _official(usage: str, where: str) -> str:
+    if usage.casefold() not in listing.OFFICIAL:
+        raise DataError(f"{where}: Usage {usage[:40]!r}; right is Training, PublicTest or PrivateTest")
+    return listing.OFFICIAL[usage.casefold()]
 
 
 def _read_votes(files: Listing, file: str, min_agreement: float) -> Iterator[dict]:

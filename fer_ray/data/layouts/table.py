@@ -1,4 +1,4 @@
-"""A table of labels, with image names beside a folder of images, or with the pixels in its own rows."""
+"""Tables of labels, with image names beside a folder of images, or with the pixels in their own rows."""
 
 from __future__ import annotations
 
@@ -7,53 +7,95 @@ import posixpath
 from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fer_ray.data import listing, tables
+from fer_ray.data.image_names import ImageNames
 from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import Listing
-from fer_ray.data.manifest import DataError, canonical_expression, read_parquet
+from fer_ray.data.manifest import DataError, canonical_expression
 from fer_ray.data_config import DataConfig, TableConfig
 
-LOOKS = "one CSV or Parquet file with the columns of data.table"
+LOOKS = "a CSV or Parquet file with the columns of data.table, in shards or one a split"
+# How tables write that a value is missing, in lower case: it must not become a person of that name.
+NO_VALUE = {"", "-", "?", "nan", "none", "null", "nil", "<na>", "n/a", "#n/a", "unknown"}
 
 
 def recognise(files: Listing, data: DataConfig) -> str | None:
-    """One table with the configured columns."""
-    try:
-        file = _find(files, data.table.file)
-        columns = _columns(files, file)
-    except DataError:
+    """The tables with the configured columns.
+
+    Raises: DataError if there are several in one folder that do not belong together.
+    """
+    found = [file for file in _candidates(files, data.table.file)
+             if tables.has_columns(files, file, *_needed(files, file, data.table))]
+    if not found or len(set(map(posixpath.dirname, found))) > 1:  # in several folders are several data sets
         return None
-    return posixpath.basename(file) if all(column in columns for column in _needed(data.table)) else None
+    return ", ".join(map(posixpath.basename, tables.belonging_together(found)))
 
 
 def read(files: Listing, data: DataConfig) -> Reading:
-    """A row for each row of the table.
+    """A row for each row of the tables.
 
     Raises: DataError for a missing table, column or image folder, an unknown label or an unknown split.
     """
-    options, file = data.table, _find(files, data.table.file)
-    columns, place = _columns(files, file), files.uri(file)
-    for column in _needed(options):
-        if column not in columns:
-            raise DataError(f"{place}: no column {column!r}; its columns are {', '.join(columns)}")
-    images, folder = (files, "") if options.pixels_column else _images(files, options.images)
+    options = data.table
+    candidates = _candidates(files, options.file)
+    fit = [file for file in candidates if tables.has_columns(files, file, *_needed(files, file, options))]
+    if not candidates or not fit and len(candidates) > 1:
+        raise DataError(f"{files.root}: not there: {LOOKS}{tables.described(files)}")
+    for file in candidates:
+        if fit and file not in fit and tables.split_in(posixpath.basename(file)):  # another split would vanish unsaid
+            tables.spelled(tables.header(files, file), _needed(files, file, options), files.uri(file))
+    found = tables.belonging_together(fit or candidates)
+    images, rejected, beside = None, [], ()
+    if not all(_pixels_column(files, file, options) for file in found):
+        place, folder = _images(files, options.images)
+        images = ImageNames(", ".join(map(files.uri, found)), place, folder)
+        beside = () if place is files else (place,)
+    rows = [row for file, split in found.items() for row in _read(files, file, data, images, split)]
+    if images:
+        images.check()
+        images.tell()
+        rejected = images.unlisted()
+    unused = {files.uri(file): "lacks columns of data.table, or data.table.file names another table"
+              for file in files.tables(".csv", ".parquet") if file not in found}
+    return Reading(rows, rejected, read=frozenset(map(files.uri, found)), unused=unused, beside=beside)
+
+
+def _read(files: Listing, file: str, data: DataConfig, images: ImageNames | None, split: str | None) -> list[dict]:
+    """The rows of one table. `split`: which one its name tells, if any."""
+    options, place = data.table, files.uri(file)
+    column = tables.spelled(tables.header(files, file), _needed(files, file, options), place)
+    names = tables.class_names(files, file, column[options.expression_column]) | data.names
     pattern = listing.compile_pattern(options.subject_pattern, "data.table.subject_pattern")
     found = []
-    for inside, number, row in _rows(files, file, options, columns):
+    for inside, number, row in _rows(files, file, options, column):
         where = f"{place} row {number}"
-        name = row.get(options.image_column, "")
-        subject = row[options.subject_column].casefold() if options.subject_column else ""
-        groups = {column: row[column] for column in options.group_columns}
+        name = row.get(column.get(options.image_column, ""), "") if images else ""
+        groups = {group: row[column[group]] for group in options.group_columns}
+        subject = _subject(row[column[options.subject_column]], where) if options.subject_column else ""
         found.append({
-            "image": inside or images.uri(images.path_of(name, folder)),
-            "expression": canonical_expression(row[options.expression_column], where, data.names),
-            "subject": subject or listing.subject_in(posixpath.basename(name), pattern),
+            "image": inside or (images.find(name) if images else ""),
+            "expression": canonical_expression(row[column[options.expression_column]], where, names),
+            "subject": subject or listing.subject_in(posixpath.basename(name.replace("\\", "/")), pattern),
             "groups": json.dumps(groups) if groups else None,
-            "official": _official(row, options, where),
-            "cropped": bool(inside) and file.endswith(".csv")})  # text of grey values is that of faces, as in FER2013
-    return Reading(found, [], read=frozenset([place]), beside=() if images is files else (images,))
+            "official": _official(row[column[options.split_column]], where) if options.split_column else split,
+            # text of grey values is that of faces, as in FER2013
+            "cropped": bool(inside) and not tables.is_parquet(file)})
+    return found
+
+
+def _rows(files: Listing, file: str, options: TableConfig,
+          column: dict[str, str]) -> Iterator[tuple[str | None, int, dict[str, str]]]:
+    """Of every row the name of the pixels inside the table or None, its number, and its values as text by column.
+
+    The number is that of an editor in a CSV (the header is 1), and counts from 0 in Parquet.
+    """
+    inside = column.get(_pixels_column(files, file, options), "")
+    if not tables.is_parquet(file):
+        yield from tables.rows(files, file, inside)
+        return
+    for number, row in tables.parquet_rows(files, file, set(column.values()) - {inside}):
+        yield f"{files.uri(file)}#row={number:09d},column={inside}" if inside else None, number, row
 
 
 def _images(files: Listing, folder: str) -> tuple[Listing, str]:
@@ -70,64 +112,43 @@ def _images(files: Listing, folder: str) -> tuple[Listing, str]:
     return images, ""
 
 
-def _needed(options: TableConfig) -> list[str]:
-    return [column for column in (options.pixels_column or options.image_column, options.expression_column,
-                                  options.subject_column, options.split_column, *options.group_columns) if column]
+def _pixels_column(files: Listing, file: str, options: TableConfig) -> str:
+    """The column with the pixels: the configured one, or that of the images where Parquet holds their bytes there."""
+    if options.pixels_column or not tables.is_parquet(file):
+        return options.pixels_column
+    kinds = {field.name.casefold(): field.type for field in tables.schema(files, file)}
+    kind = kinds.get(options.image_column.casefold())
+    kinds_of_bytes = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary)
+    return options.image_column if kind is not None and any(holds(kind) for holds in kinds_of_bytes) else ""
 
 
-def _official(row: dict[str, str], options: TableConfig, where: str) -> str | None:
-    if not options.split_column:
-        return None
-    value = row[options.split_column].strip()
-    if value.casefold() not in listing.OFFICIAL:
-        raise DataError(f"{where}: split {value[:40]!r}; right is train, val or test")
-    return listing.OFFICIAL[value.casefold()]
+def _needed(files: Listing, file: str, options: TableConfig) -> list[str]:
+    pixels = _pixels_column(files, file, options)
+    return [column for column in (pixels or options.image_column, options.expression_column, options.subject_column,
+                                  options.split_column, *options.group_columns) if column]
 
 
-def _find(files: Listing, file: str) -> str:
-    if file:
-        path = files.path_of(file)
-        if not files.has_file(path):
-            raise DataError(f"{files.uri(path)}: no such table (data.table.file)")
-        return path
-    found = files.tables(".csv", ".parquet")
-    if len(found) != 1:
-        raise DataError(f"{files.root}: {len(found)} CSV or Parquet files; name the right one by data.table.file")
-    return found[0]
+def _subject(text: str, where: str) -> str:
+    """Who is in the image, empty if nobody knows. Raises: DataError for NA, which R writes for a missing value."""
+    number = listing.whole_number(text.strip())
+    subject = text.strip().casefold() if number is None or text.strip().isdecimal() else str(number)
+    if subject == "na":
+        raise DataError(f"{where}: subject {text!r} may be a missing value or a person of JAFFE; leave the cell empty "
+                        "if nobody knows the person, else write another name")
+    return "" if subject in NO_VALUE else subject
 
 
-def _columns(files: Listing, file: str) -> list[str]:
-    if not file.endswith(".parquet"):
-        return tables.header(files, file)
-    try:
-        with files.open(file) as stream:
-            return pq.read_schema(stream).names
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{files.uri(file)}: not a readable Parquet file ({_one_line(error)})") from None
+def _official(text: str, where: str) -> str:
+    if (value := text.strip().casefold()) not in listing.OFFICIAL:
+        raise DataError(f"{where}: split {text.strip()[:40]!r}; right is train, val or test")
+    return listing.OFFICIAL[value]
 
 
-def _rows(files: Listing, file: str, options: TableConfig,
-          columns: list[str]) -> Iterator[tuple[str | None, int, dict[str, str]]]:
-    """Of every row the name of the pixels inside the table or None, its number, and its values as text by column.
-
-    The number is that of an editor in a CSV (the header is 1), and counts from 0 in Parquet.
-    """
-    inside = options.pixels_column
-    if file.endswith(".parquet"):
-        wanted = {*_needed(options), options.image_column} - {inside}
-        try:
-            with files.open(file) as stream:
-                table = read_parquet(stream, [column for column in columns if column in wanted])
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{files.uri(file)}: not a readable Parquet file ({_one_line(error)})") from None
-        for number, row in enumerate(table.to_pylist()):
-            # A missing value must not become a person called "None" or "nan".
-            values = {column: "" if value is None or value != value else str(value) for column, value in row.items()}
-            yield f"{files.uri(file)}#row={number:09d},column={inside}" if inside else None, number, values
-        return
-    for place, number, row in tables.rows(files, file):
-        yield f"{place},column={columns.index(inside)}" if inside else None, number, row
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _candidates(files: Listing, file: str) -> list[str]:
+    """The table that the configuration names, or all that are there. Raises: DataError if there is none of its name."""
+    if not file:
+        return files.tables(".csv", ".parquet")
+    path = files.path_of(file)
+    if not files.has_file(path):
+        raise DataError(f"{files.uri(path)}: no such table (data.table.file)")
+    return [path]
