@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from fer_ray import storage
-from fer_ray.data import listing, pixels
+from fer_ray.data import listing, pixels, tables
 from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DRAWN, NOT_THERE, OUTSIDE, DataError, Manifest, build, merge, printable
@@ -180,7 +180,8 @@ def _recognised(source: SourceConfig, root: str, data: DataConfig) -> list[_Sour
     found = recognise(files, data)
     if not found:
         known = "; ".join(f"{kind}: {_adapter(kind).LOOKS}" for kind in (*PARTICULAR, *GENERAL))
-        raise DataError(f"data.root: {folder} holds no layout that is known ({known}); name it by data.kind")
+        raise DataError(f"data.root: {folder} holds no layout that is known ({known}); name it by data.kind"
+                        f"{tables.described(files)}")
     for one in found:
         print(printable(f"recognised {one.kind} in {one.files.root}: {one.what}"), flush=True)
     return found

@@ -66,7 +66,7 @@ def test_a_table_names_no_image_outside_its_root(tmp_path, secret, written, labe
     (root / "t.csv").write_text("image,expression\ngood.png,fear\n" + "".join(f"{name},{label}\n" for label in labels))
     used, reasons = read(root, "table")
     assert used == ["good.png"]
-    assert reasons == {Path(written).name: NOT_THERE if "://" in written else OUTSIDE}
+    assert reasons == {"link.png": OUTSIDE, Path(written).name: NOT_THERE if "://" in written else OUTSIDE}
 
 
 def test_an_absolute_name_below_the_root_and_a_root_that_is_a_link_are_fine(tmp_path):

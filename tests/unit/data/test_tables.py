@@ -218,6 +218,12 @@ def test_names_of_numbers_need_no_quotes(tmp_path, names):
     assert labels_of(config.data.root, kind="folder", names=config.data.names) == NAMES
 
 
+def test_a_table_of_no_layout_shows_its_columns(tmp_path):
+    (tmp_path / "faces.csv").write_text("file;emotion\na.jpg;sad\n")
+    with pytest.raises(DataError, match="no layout that is known .*; faces.csv: its columns are file, emotion$"):
+        read(tmp_path)
+
+
 def test_tables_in_several_folders_are_several_data_sets(tmp_path):
     for name in ("one", "two"):
         put(tmp_path / name / "images/a.jpg")
