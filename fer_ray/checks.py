@@ -138,11 +138,11 @@ def _wrong_text(key: str, of: str, value: Any) -> str:
         return "must be a plain name without '/': letters, digits, and blanks . _ + - after the first"
     if of == "backbone" and value not in BACKBONES and not re.match("timm:.", value):
         return f"is no known backbone; known: {', '.join(BACKBONES)}, timm:NAME"
-    if of in ("path", "path below", "uri", "weights") and "\0" in value:
+    if of in ("path", "place below", "uri", "weights") and "\0" in value:
         return "must not hold a zero byte"
-    if of in ("uri", "weights"):
+    if of in ("uri", "place below", "weights"):
         return _wrong_uri(value) if value or key not in ("storage", "train.weights") else "must not be empty"
-    if of in ("path", "path below") and ("://" in value or _SCHEME.match(value)):
+    if of == "path" and ("://" in value or _SCHEME.match(value)):
         return "must be a path on this machine, not a URI"
     return ""
 

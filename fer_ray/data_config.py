@@ -18,9 +18,10 @@ from fer_ray.values import (
     Kind,
     LocalPath,
     Name,
-    PathBelow,
     Percent,
+    PlaceBelow,
     Seed,
+    Uri,
 )
 
 
@@ -30,8 +31,8 @@ class SourceConfig:
 
     kind: Kind = "auto"
     """Layout of the data set; `auto` recognises it."""
-    root: PathBelow = "."
-    """Its folder; a relative path is one below `data.root`."""
+    root: PlaceBelow = "."
+    """Its folder or s3://bucket/prefix; a relative path is one below `data.root`."""
     name: Name = ""
     """Its name in reports; empty: its kind. Two sources of one kind need two names."""
 
@@ -78,10 +79,10 @@ class FolderConfig:
 class TableConfig:
     """A table (CSV or Parquet) of labels, with image names beside a folder of images or the pixels inside."""
 
-    file: PathBelow = ""
+    file: PlaceBelow = ""
     """The table, relative to the data set's root; empty: the CSV or Parquet file with the columns below. Several are
     read if each is named after another split, or if they are all shards of one table."""
-    images: PathBelow = "images"
+    images: PlaceBelow = "images"
     """Folder of the images, relative to the data set's root."""
     image_column: str = "image"
     """Column that holds the image's file name."""
@@ -116,13 +117,17 @@ class DataConfig:
 
     kind: Kind = "auto"
     """Layout of the data set at `data.root`; `auto` recognises it."""
-    root: LocalPath = ""
-    """Folder of the raw data. `~` and environment variables such as $FER_DATA are expanded."""
+    root: Uri = ""
+    """Folder of the raw data: a path, file:///... or s3://bucket/prefix. `~` and environment variables such as
+    $FER_DATA are expanded."""
     sources: list[SourceConfig] = field(default_factory=list)
     """Several data sets to join, each with `kind`, `root` and `name`; empty: `data.root` itself is the only one."""
+    unclaimed: Literal["error", "report"] = "error"
+    """What happens if picture files in the data sets' folders belong to no data set that is read: an error that names
+    their folders, or only a number in the report."""
     names: dict[str, str] = field(default_factory=dict)
     """Names or codes of the expressions in your own folders and tables, such as {0: anger}."""
-    exclude: LocalPath = ""
+    exclude: Uri = ""
     """CSV file whose column `image` names images to leave out (its column `reason` says why), such as suspects.csv of
     a label audit; empty: none."""
     ckplus: CkPlusConfig = field(default_factory=CkPlusConfig)

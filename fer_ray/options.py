@@ -91,7 +91,7 @@ def _with_path(of: str, text: str) -> str:
     if _VARIABLE_NAME.search(expanded):
         return text
     expanded = os.path.expanduser(expanded)
-    return expanded if "://" in expanded or of == "path below" else os.path.abspath(expanded)
+    return expanded if "://" in expanded or of == "place below" else os.path.abspath(expanded)
 
 
 class _Reader:

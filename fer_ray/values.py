@@ -22,11 +22,11 @@ CREDENTIALS = re.compile(rf"[\w+.-]+://([^/]*@|[^/]*:.*@|.*[?&][^=&]*({SECRET_WO
 class Text:
     """Marks a text that names something. It stands in the type of a field, as the limits of numbers do."""
 
-    of: Literal["path", "path below", "uri", "weights", "url", "name", "backbone"]
+    of: Literal["path", "place below", "uri", "weights", "url", "name", "backbone"]
 
 
 LocalPath = Annotated[str, Text("path")]  # a file or folder of this machine
-PathBelow = Annotated[str, Text("path below")]  # a file or folder, relative to the root of a data set
+PlaceBelow = Annotated[str, Text("place below")]  # a file or folder, relative to the root of a data set or a URI
 Uri = Annotated[str, Text("uri")]  # a file or folder of this machine or of a bucket
 Weights = Annotated[str, Text("weights")]
 Url = Annotated[str, Text("url")]
@@ -45,7 +45,7 @@ Seed = Annotated[int, Interval(ge=0, lt=2**32)]  # what NumPy, PyTorch and sciki
 
 _LEGAL_TEXT = {
     "path": "a path on this machine",
-    "path below": "a path, relative to the data set's folder",
+    "place below": "a path, relative to the data set's folder, file:///... or s3://bucket/prefix",
     "uri": "a path, file:///... or s3://bucket/prefix",
     "weights": "imagenet, none, a path, file:///... or s3://bucket/prefix",
     "url": "the URI of a server",

@@ -35,14 +35,18 @@ OFFICIAL = {"train": "train", "training": "train", "val": "val", "valid": "val",
             "publictest": "val", "test": "test", "testing": "test", "privatetest": "test"}
 DRAWN_MARKER = "sample.json"  # says from which arguments a folder of drawn faces was made; written last
 # What operating systems leave in folders; only root may enter lost+found.
-_JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found"}
+_JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "@eadir", "#recycle", "@recycle",
+         "system volume information", "$recycle.bin", "recycler", "icon\r"}
+# Folders of a storage of this program (`config.storage`), and how a prepared set in it is known.
+_OUTPUT = ("prepared", "runs", "best", "tune", "crossval", "crossdata", "compare", "labels", "exports", "predictions")
+_PREPARED = re.compile(r"((?:.*/)?)prepared/[^/]+/(?:prepared\.json|images/part-[^/]+\.parquet)", re.DOTALL)
 LOOP = "link to a folder that it lies in"
 THREADS = 16  # they wait for storage
 
 
 def is_junk(name: str) -> bool:
-    """Whether an operating system put it there: `.DS_Store`, `._photo.jpg`, `__MACOSX`."""
-    return name.startswith(".") or name in _JUNK
+    """Whether an operating system put it there: `.DS_Store`, `._photo.jpg`, `__MACOSX`, `@eaDir`, `$RECYCLE.BIN`."""
+    return name.startswith(".") or name.casefold() in _JUNK
 
 
 def official_split(folder: str) -> str | None:
@@ -144,6 +148,10 @@ class Listing:
         if path.startswith("/"):
             return of(path)
         return of(joined(self.root, path)) if path == ".." or path.startswith("../") else self.below(path)
+
+    def only(self, files: Iterable[File]) -> Listing:
+        """The listing of some of its files."""
+        return dataclasses.replace(self, files=tuple(files))
 
     def images(self) -> list[File]:
         """Files whose extension is that of an image."""
@@ -260,7 +268,17 @@ def of(root: str | os.PathLike) -> Listing:
     if not os.path.isdir(root):
         raise DataError(f"{root} is not a folder")
     walk = _Walk(root)
-    return Listing(root, tuple(sorted(walk.files(root, ""), key=lambda file: file.path)), frozenset(walk.junk))
+    return _sorted(root, list(walk.files(root, "")), walk.junk)
+
+
+def _sorted(root: str, files: list[File], junk: set[str]) -> Listing:
+    """A listing without what this program wrote: an earlier prepared set is no data set."""
+    storages = {match[1] for file in files if (match := _PREPARED.fullmatch(file.path))}
+    written = tuple(f"{place}{folder}/" for place in storages for folder in _OUTPUT)
+    own = {next(folder for folder in written if file.path.startswith(folder)).rstrip("/")
+           for file in files if file.path.startswith(written)}
+    kept = [file for file in files if not file.path.startswith(written)]
+    return Listing(root, tuple(sorted(kept, key=lambda file: file.path)), frozenset(junk | own))
 
 
 def joined(root: str, place: str) -> str:
@@ -283,7 +301,7 @@ def _listed(root: str) -> Listing:
             junk.add("/".join(parts[: odd + 1]))
     if not files and not junk:
         raise DataError(f"{root} is not a folder: nothing lies below it")
-    return Listing(root, tuple(sorted(files, key=lambda file: file.path)), frozenset(junk))
+    return _sorted(root, files, junk)
 
 
 class _Walk:

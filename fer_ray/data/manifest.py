@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,6 +65,7 @@ class Manifest:
 
     rows: pa.Table
     rejected: pa.Table
+    ledger: dict = field(default_factory=dict)  # what became of each file, of `ledger.balance`
 
 
 def build(rows: list[dict], rejected: list[dict], dataset: str, people: str) -> Manifest:

@@ -31,6 +31,7 @@ ORDER = {
     "data.tables": False,
     "data.image_names": False,
     "data.layouts": False,
+    "data.recognition": False,
     "data.sample": False,
     "data.sources": False,
     "data.faces": False,

@@ -86,14 +86,14 @@ def test_images_elsewhere_are_named_by_the_configuration_and_never_by_a_link(tmp
     with pytest.raises(manifest.DataError, match=OUTSIDE):
         read(tmp_path / "set", "table")
     for named in ("../elsewhere", str(tmp_path / "elsewhere")):
-        assert read(tmp_path / "set", "table", table=TableConfig(images=named)) == (["a.png"], {})
+        assert read(tmp_path / "set", "table", table=TableConfig(images=named)) == (["a.png"], {"images": OUTSIDE})
 
 
 def test_links_out_of_a_folder_of_classes_are_rejected(tmp_path, secret):
     put(tmp_path / "set/fear/good.png")
     os.symlink(secret, tmp_path / "set/fear/file.png")
     os.symlink(secret.parent, tmp_path / "set/happy")
-    assert read(tmp_path / "set") == (["good.png"], {"file.png": OUTSIDE})
+    assert read(tmp_path / "set") == (["good.png"], {"file.png": OUTSIDE, "happy": OUTSIDE})
 
 
 def test_a_link_beside_other_data_sets_is_no_data_set(tmp_path):

@@ -122,7 +122,7 @@ def test_jaffe_nested_with_double_extensions_and_text_beside(tmp_path):
     place = tmp_path / "jaffedbase/jaffe"
     for name in ("KA.AN1.39.tiff", "KM.SU3.16.jpg", "ka.ne2.27.png", "._KA.AN1.39.tiff"):
         put(place / name)
-    (place / "UY.HA2.138.tiff.bmp").write_bytes(put(place / "x.bmp").read_bytes())
+    (place / "UY.HA2.138.tiff.bmp").write_bytes(put(tmp_path.parent / "x.bmp").read_bytes())
     put(tmp_path / "copy/KA.AN1.39.png")
     (place / "README_FIRST.txt").touch()
     rows, rejected = read(tmp_path)
