@@ -12,7 +12,7 @@ import pandas as pd
 from fer_ray import storage
 from fer_ray.cli import connection, wording
 from fer_ray.config import Config, TrainConfig
-from fer_ray.data import prepare, prepared_set, sources
+from fer_ray.data import ledger, prepare, prepared_set, sources
 from fer_ray.data_config import FacesConfig
 from fer_ray.evaluate import evaluation
 from fer_ray.model import augment, checkpoints, metrics, start_weights
@@ -38,7 +38,8 @@ def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
             start_weights.check(dataclasses.replace(training_config, weights="imagenet"))
     data = sources.read_manifest(config.data, config.split.by)
     wording.say("prepare", [f"{wording.count(data.rows.num_rows, 'image')} found, "
-                            f"{data.rejected.num_rows:,} more rejected by their labels"])
+                            f"{data.rejected.num_rows:,} more rejected by their labels",
+                        ledger.line(data.ledger)])
     connection.connect()
     _require(trainings)
     uri = prepare.prepare(config, data)

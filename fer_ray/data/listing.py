@@ -308,7 +308,11 @@ class _Walk:
     """One walk of a local folder. Links are followed where they stay below the root."""
 
     def __init__(self, root: str):
-        self.root, self.junk = os.path.realpath(root), set()
+        self.junk: set[str] = set()
+        real = os.path.realpath(root)
+        # Hugging Face's cache: the files of snapshots/REVISION are links to blobs beside it
+        cache = re.match(r"(.*)/snapshots/[^/]+(/|$)", real, re.DOTALL)
+        self.inside = (real, f"{cache[1]}/blobs") if cache else (real,)
 
     def files(self, folder: str, prefix: str, around: tuple[str, ...] = ()) -> Iterator[File]:
         """All files below `folder`, whose path below the root is `prefix`. `around`: real paths of folders about it."""
@@ -326,7 +330,7 @@ class _Walk:
 
     def _linked(self, link: str, path: str, around: tuple[str, ...]) -> Iterator[File]:
         real = os.path.realpath(link)
-        if not _is_below(real, self.root):
+        if not any(_is_below(real, folder) for folder in self.inside):
             yield File(path, 0, 0, OUTSIDE)
         elif not os.path.isdir(real):
             yield self._file(link, path)

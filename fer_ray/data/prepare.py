@@ -48,7 +48,7 @@ def prepare(config: Config, data: manifest.Manifest) -> str:
     parts, missing = provenance.plan(wanted, stored)
     sources = _digest(SCHEMA_VERSION, to_dict(config.faces), data.rejected.to_pylist(),
                       data.rows.drop_columns(list(manifest.FILE_COLUMNS)).to_pylist())
-    request = _digest(sources, to_dict(config.split))
+    request = _digest(sources, data.ledger, to_dict(config.split))
     if not missing and prepared_set.is_up_to_date(uri, request, parts.values()):
         now = provenance.contents_of(wanted)
         if contents is None or not contents.equals(now):
@@ -126,7 +126,7 @@ def resplit(uri: str, split: SplitConfig, without: Collection[str] = ()) -> str:
         return target
     index = _split(prepared_set.read_index(uri).drop(columns=["split", "fold"], errors="ignore"), split)
     index = index[~index["image"].isin(without) | (index["split"] == "test")]
-    summary = {key: base[key] for key in ("images", "counts", "rejected", "faces")} | {
+    summary = {key: base[key] for key in ("images", "counts", "rejected", "faces", "ledger")} | {
         "request": request, "files": {}, "config": base["config"] | {"split": dataclasses.asdict(split)}}
     _write_split(target, index, prepared_set.read_table(uri, "rejected"), summary, split)
     return target
@@ -220,7 +220,7 @@ def _write_index(uri: str, config: Config, data: manifest.Manifest, wanted: pd.D
         "counts": {"read": _counts(pd.concat([before, data.rejected.to_pandas()])), "before": _counts(before)},
         "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},
         "config": {key: value for key, value in to_dict(config).items() if key in ("data", "faces", "split")},
-        "faces": words, "parts": sorted(parts.values()), "files": contents}
+        "faces": words, "ledger": data.ledger, "parts": sorted(parts.values()), "files": contents}
     _write_split(uri, index, rejected, summary, config.split)
 
 

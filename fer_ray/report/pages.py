@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fer_ray import storage
-from fer_ray.data import duplicates
+from fer_ray.data import duplicates, ledger
 from fer_ray.data.manifest import EXPRESSIONS, is_drawn
 from fer_ray.model import metrics
 from fer_ray.report import data_figures, figures, score_figures, search_figures
@@ -99,6 +99,7 @@ def render_prepared(name: str, summary: dict, index: pd.DataFrame, leaks: list[d
                  subjects=index["subject"].nunique(), found=int(index["face_found"].sum()), leaks=leaks,
                  leaking=is_leaking(summary), same_pixels=same_pixels,
                  same_difference=duplicates.SAME_PICTURE_DIFFERENCE, pictures=pictures,
+                 ledger=ledger.line(summary["ledger"]),
                  config=_flatten(summary["config"]))
 
 

@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fer_ray import progress, storage
-from fer_ray.data import pixels
+from fer_ray.data import manifest, pixels
 from fer_ray.model import checkpoints
 from fer_ray.report import pages
 from fer_ray.use import batch, drawing
@@ -100,7 +99,7 @@ def _draw(job: batch.Job, copies: dict[str, dict[str, str]], total: int) -> None
 def draw_part(item: dict, folder: str) -> dict:
     """Draw the copies of a part's photographs; their number. `item`: `part` (URI), `images`, `files`."""
     with io.BytesIO(storage.read_bytes(item["part"])) as content:
-        found = recognitions([pq.read_table(content)], len(item["images"]))
+        found = recognitions([manifest.read_parquet(content)], len(item["images"]))
     for image, file in zip(item["images"], item["files"], strict=True):
         try:
             picture = pixels.load(image)

@@ -137,10 +137,16 @@ def test_a_uri_that_is_written_wrongly_is_no_local_folder(key, uri):
     assert f"{key}: {uri!r} is of an unknown kind; use a path, file:///... or s3://bucket" in error_of(f"--{key}", uri)
 
 
-@pytest.mark.parametrize("key", ["data.root", "data.exclude", "faces.model", "data.table.file"])
-def test_raw_data_lies_on_this_machine(key):
-    for uri in ("s3://bucket/x", "s3:x", "https://host/x"):
-        assert f"{key}: {uri!r} must be a path on this machine" in error_of(f"--{key}", uri)
+@pytest.mark.parametrize("key", ["data.root", "data.exclude", "data.table.file", "data.table.images"])
+def test_raw_data_lies_on_this_machine_or_in_a_bucket(key):
+    for uri in ("s3:x", "https://host/x", "file:x"):
+        assert f"{key}: {uri!r} is of an unknown kind" in error_of(f"--{key}", uri)
+    for uri in ("s3://bucket/x", "file:///x"):
+        assert options.load([f"--{key}", uri])
+
+
+def test_a_detector_lies_on_this_machine():
+    assert "faces.model: 's3://bucket/x' must be a path on this machine" in error_of("--faces.model", "s3://bucket/x")
 
 
 @pytest.mark.parametrize("url", ["x", "host:9000", "http://", "http://host:port", "ftp://host"])

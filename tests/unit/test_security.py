@@ -66,7 +66,8 @@ def test_a_table_names_no_image_outside_its_root(tmp_path, secret, written, labe
     (root / "t.csv").write_text("image,expression\ngood.png,fear\n" + "".join(f"{name},{label}\n" for label in labels))
     used, reasons = read(root, "table")
     assert used == ["good.png"]
-    assert reasons == {"link.png": OUTSIDE, Path(written).name: NOT_THERE if "://" in written else OUTSIDE}
+    assert reasons == {"link.png": OUTSIDE, "folder": OUTSIDE,  # no link is left unsaid
+                       Path(written).name: NOT_THERE if "://" in written else OUTSIDE}
 
 
 def test_an_absolute_name_below_the_root_and_a_root_that_is_a_link_are_fine(tmp_path):
@@ -181,6 +182,8 @@ def test_only_common_image_formats_are_decoded():
 # --- nothing is interpreted --------------------------------------------------------------------------------
 
 PICTURES = ("bars", "rejected", "sizes", "crops", "leaks", "conflicts", "duplicates")
+LEDGER = {"files": 1, "images": 0, "rejected": 0, "read": 0, "unused": {"<script>": 1}, "pictures": 0, "other": {},
+          "absent": 0, "junk": 0}
 EVIL = "<script>alert(1)</script>{{7*7}}$\\frac{${% raw %}"
 
 
@@ -202,8 +205,8 @@ def test_pages_show_names_and_do_not_run_them():
     shown = {"montage": [], "augmented": [], "explained": {}}
     page = pages.render(result, shown, pages.draw(result, shown))
     index = pd.DataFrame({"subject": [EVIL], "face_found": [True]})
-    prepared = pages.render_prepared(EVIL, result | {"folds": 0, "config": {"faces": {"detector": EVIL}}}, index,
-                                      result["leak_examples"], 0, dict.fromkeys(PICTURES))
+    of_set = {"folds": 0, "faces": [EVIL], "ledger": LEDGER, "config": {"faces": {"detector": EVIL}}}
+    prepared = pages.render_prepared(EVIL, result | of_set, index, result["leak_examples"], 0, dict.fromkeys(PICTURES))
     for shown in (page, prepared):
         assert "<script" not in shown and "&lt;script&gt;alert(1)" in shown and "{{7*7}}" in shown
     sheet = {"fear": [{"crop": np.zeros((9, 9), np.uint8), "title": EVIL}]}
@@ -275,7 +278,8 @@ def test_parquet_from_elsewhere_unpickles_nothing(tmp_path, nested):
     (root / "prepared.json").write_text(json.dumps(
         {"schema_version": prepared_set.SCHEMA_VERSION, "request": "", "fingerprint": "", "images": "", "counts": {},
          "config": {}, "files": {"index.parquet": prepared_set.promise(content)}}))
-    for reader in (lambda: read(data, "table"), lambda: pixels.load(f"{data}/t.parquet#row=000000000,column=image"),
+    for reader in (lambda: read(data, "table", unclaimed="report"),
+                   lambda: pixels.load(f"{data}/t.parquet#row=000000000,column=image"),
                    lambda: prepared_set.read_table(str(root), "index"),
                    lambda: prepared_set.read_part(str(root), "part"),
                    lambda: prepared_set.read_metadata(str(root), ["part"])):
