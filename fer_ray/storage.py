@@ -111,7 +111,7 @@ def open_file(uri: str) -> BinaryIO:
     if _is_s3(uri):
         filesystem, path = resolve(uri)
         with _reporting(uri):
-            return io.BufferedReader(filesystem.open_input_file(path), BLOCK)  # ty: ignore[invalid-argument-type]
+            return io.BufferedReader(filesystem.open_input_file(path), BLOCK)
     with _reporting(uri):
         return open(local_path(uri), "rb")
 

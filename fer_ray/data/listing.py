@@ -17,14 +17,13 @@ import json
 import os
 import posixpath
 import re
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from fer_ray import storage
-from fer_ray.data import pixels
+from fer_ray.data import pixels, walk
 from fer_ray.data.manifest import NOT_THERE, OUTSIDE, UNREADABLE, DataError
 
 # HEIC and JPEG XL are pictures that are not read: listed, so that each is rejected with its reason.
@@ -40,7 +39,6 @@ _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "@
 # Folders of a storage of this program (`config.storage`), and how a prepared set in it is known.
 _OUTPUT = ("prepared", "runs", "best", "tune", "crossval", "crossdata", "compare", "labels", "exports", "predictions")
 _PREPARED = re.compile(r"((?:.*/)?)prepared/[^/]+/(?:prepared\.json|images/part-[^/]+\.parquet)", re.DOTALL)
-LOOP = "link to a folder that it lies in"
 THREADS = 16  # they wait for storage
 
 
@@ -267,8 +265,8 @@ def of(root: str | os.PathLike) -> Listing:
     root = os.path.normpath(storage.local_path(root))
     if not os.path.isdir(root):
         raise DataError(f"{root} is not a folder")
-    walk = _Walk(root)
-    return _sorted(root, list(walk.files(root, "")), walk.junk)
+    walked = walk.Walk(root, is_junk)
+    return _sorted(root, [File(*found) for found in walked.files(root, "")], walked.junk)
 
 
 def _sorted(root: str, files: list[File], junk: set[str]) -> Listing:
@@ -302,66 +300,6 @@ def _listed(root: str) -> Listing:
     if not files and not junk:
         raise DataError(f"{root} is not a folder: nothing lies below it")
     return _sorted(root, files, junk)
-
-
-class _Walk:
-    """One walk of a local folder. Links are followed where they stay below the root."""
-
-    def __init__(self, root: str):
-        self.junk: set[str] = set()
-        real = os.path.realpath(root)
-        # Hugging Face's cache: the files of snapshots/REVISION are links to blobs beside it
-        cache = re.match(r"(.*)/snapshots/[^/]+(/|$)", real, re.DOTALL)
-        self.inside = (real, f"{cache[1]}/blobs") if cache else (real,)
-
-    def files(self, folder: str, prefix: str, around: tuple[str, ...] = ()) -> Iterator[File]:
-        """All files below `folder`, whose path below the root is `prefix`. `around`: real paths of folders about it."""
-        around = (*around, os.path.realpath(folder))
-        for entry in _entries(folder):
-            path = prefix + entry.name
-            if is_junk(entry.name):
-                self.junk.add(path)
-            elif entry.is_symlink():
-                yield from self._linked(entry.path, path, around)
-            elif entry.is_dir(follow_symlinks=False):
-                yield from self.files(entry.path, path + "/", around)
-            else:
-                yield self._file(entry, path)
-
-    def _linked(self, link: str, path: str, around: tuple[str, ...]) -> Iterator[File]:
-        real = os.path.realpath(link)
-        if not any(_is_below(real, folder) for folder in self.inside):
-            yield File(path, 0, 0, OUTSIDE)
-        elif not os.path.isdir(real):
-            yield self._file(link, path)
-        elif real in around:
-            yield File(path, 0, 0, LOOP)
-        else:
-            yield from self.files(link, path + "/", around)
-
-    @staticmethod
-    def _file(file: os.DirEntry | str, path: str) -> File:
-        try:
-            found = os.stat(file)
-        except PermissionError:
-            return File(path, 0, 0, UNREADABLE)
-        except OSError:
-            return File(path, 0, 0, NOT_THERE)
-        # reading a pipe or a device may never end
-        return File(path, found.st_size, found.st_mtime_ns, None if stat.S_ISREG(found.st_mode) else NOT_THERE)
-
-
-def _entries(folder: str) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as found:
-            return list(found)
-    except OSError as error:
-        raise DataError(f"{folder}: this folder cannot be read ({error.strerror}), so nobody knows what is in it; "
-                        "make it readable, or move it out of the data set") from None
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return (path + "/").startswith(folder.rstrip("/") + "/")
 
 
 def is_drawn_sample(folder: str | os.PathLike) -> bool:

@@ -1,6 +1,7 @@
 """Every layout through the whole of prepare: labels, people and splits as put in, and the face is where it was put."""
 
 import collections
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -252,6 +253,7 @@ def make_table_with_text_pixels(root: Path) -> Made:
     """Grey values in a CSV are faces and nothing else."""
     lines, shown = table_rows(root)
     pictures = [portrait(person, image.expression, 64) for person, image in enumerate(shown)]
+    shutil.rmtree(root / "images")
     pd.DataFrame(lines).assign(grey=[values(picture) for picture in pictures]).to_csv(root / "labels.csv", index=False)
     data = DataConfig(root=str(root), table=replace(COLUMNS, pixels_column="grey"))
     return Made(data, "official", [replace(image, end=f"#row={row + 2:09}", picture=picture, box=None, found=False)
@@ -262,6 +264,7 @@ def make_table_with_image_bytes(root: Path) -> Made:
     """Encoded images in a Parquet file are photographs in which the face is searched."""
     lines, shown = table_rows(root)
     content = [(root / "images" / line.pop("image")).read_bytes() for line in lines]
+    shutil.rmtree(root / "images")
     pd.DataFrame(lines).assign(photo=content).to_parquet(root / "labels.parquet", row_group_size=5)
     data = DataConfig(root=str(root), table=replace(COLUMNS, pixels_column="photo"))
     return Made(data, "official", [replace(image, end=f"#row={row:09}") for row, image in enumerate(shown)], {})

@@ -26,6 +26,7 @@ ORDER = {
     "storage": False,
     "data.manifest": False,
     "data.pixels": False,
+    "data.walk": False,
     "data.listing": False,
     "data.ledger": False,
     "data.tables": False,

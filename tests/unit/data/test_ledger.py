@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import fer_ray.s3
 from fer_ray import storage
-from fer_ray.data import ledger, listing, sources
+from fer_ray.data import ledger, listing, sources, walk
 from fer_ray.data.manifest import DataError
 from fer_ray.data_config import DataConfig, SourceConfig, TableConfig
 
@@ -95,7 +95,7 @@ def test_links_to_folders_are_followed_inside_and_end_in_a_loop(tmp_path):
     os.symlink("../.store", tmp_path / "happy/linked")
     os.symlink("..", tmp_path / "happy/loop")
     rows, rejected = read(tmp_path)
-    assert len(rows) == 2 and list(rejected.reason) == [listing.LOOP]
+    assert len(rows) == 2 and list(rejected.reason) == [walk.LOOP]
 
 
 # --- mixtures --------------------------------------------------------------------------------------------
