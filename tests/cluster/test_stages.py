@@ -9,6 +9,7 @@ from cluster.conftest import ray_on
 
 from fer_ray.cli import stages
 from fer_ray.config import Config, TrainConfig
+from fer_ray.data import prepared_set
 from fer_ray.data_config import DataConfig
 from fer_ray.model import backbones
 from fer_ray.model.start_weights import WeightsError
@@ -33,4 +34,8 @@ def test_weights_of_another_network_are_refused_before_a_crop_and_a_set_that_is_
         stages.run_prepare(config, [config.train])
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("prepare: ") and "{" not in line for line in lines)
-    assert lines[1].removeprefix("prepare: ").startswith("42 images, split by person: ")
+    assert lines[1] == "prepare: 43 files = 42 with images + 1 others (without extension 1)"
+    assert lines[2].removeprefix("prepare: ").startswith("42 images, split by person: ")
+    set_of = Path(config.storage) / "prepared/few"
+    assert prepared_set.read_summary(str(set_of))["ledger"]["images"] == 42
+    assert "43 files = 42 with images" in (set_of / "prepare.html").read_text()
