@@ -33,7 +33,7 @@ from fer_ray.errors import UserError
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # How files begin that Pillow does not read, or not in every installation (ISO 14496-12: the brand of `ftyp`).
 _FOREIGN = {"HEIC": rb"....ftyp(hei|hev|mif|msf)", "AVIF": rb"....ftypavi", "JPEG XL": rb"\xff\x0a|....JXL ",
-            "TIFF with such pixels (floating point colours, for example)": rb"II\*\0|MM\0\*"}
+            "damaged TIFF image, or one of odd pixels such as floating point colours": rb"II\*\0|MM\0\*"}
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 8
 DELIMITERS = (",", ";", "\t", "|")  # what may stand between the values of a CSV
