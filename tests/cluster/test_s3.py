@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import boto3
 import pandas as pd
 import pytest
 import s3
@@ -22,7 +23,7 @@ from cluster.conftest import REPO, command, environment
 
 from fer_ray.data.manifest import EXPRESSIONS
 
-STORAGE = "s3://bucket/work"
+STORAGE, RAW = "s3://bucket/work", "s3://bucket/raw"
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -70,15 +71,24 @@ def ran(sample_of, tmp_path_factory):
     """Folder, options, shell, output of the submitted pipeline and the faults that were injected."""
     root = tmp_path_factory.mktemp("s3")
     sample_of(root / "data", people=3)
-    options = ["--data.root", str(root / "data"), "--storage", STORAGE, "--name", "tiny",
+    options = ["--data.root", RAW, "--storage", STORAGE, "--name", "tiny",
                "--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]',
                "--train.backbone", "timm:test_resnet", "--train.weights", "none", "--train.batch_size", "8",
                "--train.epochs", "1"]
     with s3.server() as port, s3.faulty(port) as (proxy, injected, hold), head(s3.environment(proxy)) as shell:
+        upload(root / "data", port)
         done = run(submit("jobs/pipeline.py", *options), root, shell)
         assert done.returncode == 0, done.stdout + done.stderr
         hold.faults = False
         yield SimpleNamespace(root=root, options=options, shell=shell, stdout=done.stdout, injected=injected, hold=hold)
+
+
+def upload(folder: Path, port: int) -> None:
+    """Put the raw data into the bucket, past the line that breaks requests."""
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="eu-central-1",
+                          aws_access_key_id="testing", aws_secret_access_key="testing")
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        client.upload_file(str(file), "bucket", f"raw/{file.relative_to(folder)}")
 
 
 def run(words: list[str], cwd: Path, shell: dict[str, str]) -> subprocess.CompletedProcess:
@@ -128,7 +138,7 @@ def test_a_pulled_checkpoint_scores_the_same(ran, tmp_path):
 
 def test_ctrl_c_leaves_the_job_and_predicting_says_what_evaluating_said(ran):
     following = subprocess.Popen(submit("jobs/predict.py", "--storage", STORAGE, "--name", "tiny", "--predict.images",
-                                        str(ran.root / "data")), cwd=ran.root, env=ran.shell, stdout=subprocess.PIPE,
+                                        RAW), cwd=ran.root, env=ran.shell, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, text=True, start_new_session=True)
     job = re.fullmatch(r"job (\w+)\n", following.stdout.readline())[1]
     time.sleep(1)
