@@ -70,7 +70,7 @@ def test_floating_point_and_32_bit_pictures_are_scaled_by_their_range():
     ((RAMP * 7).astype(np.uint16), "nearly black: pixels up to 7 of 255"),
     ((RAMP * 1e6).astype(np.int32), r"pixels from 0 to 1e\+06; right is 0 to 1, or 0 to 65535 at most"),
     ((RAMP * 200 - 100).astype(np.float32), "pixels from -100 to 100"),
-    (COLOURS.astype(np.float32), "damaged TIFF image .*: not read; save it as PNG or JPEG")],
+    (COLOURS.astype(np.float32), "damaged TIFF image, .*: not read; save it as PNG or JPEG")],
     ids=["ones and twos", "three bits", "20 bits", "negative", "floating point colours"])
 def test_a_picture_whose_depth_nobody_knows_is_no_black_one(values, reason):
     with pytest.raises(pixels.ImageError, match=reason):
