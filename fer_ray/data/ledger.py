@@ -54,14 +54,10 @@ def balance(listings: Iterable[Listing], readings: list[Reading]) -> dict:
     """
     listings = list(listings)
     files = {place.uri(file.path): file for place in listings for file in place.files}
-    fate: dict[str, str] = {}
-    for reading in readings:  # the later of these lines wins
-        fate |= dict.fromkeys(reading.unused, "unused")
-    for rows, what in (("rejected", "rejected"), ("rows", "images")):
-        fate |= {pixels.file_of(row["image"]): "rejected" if "reason" in row else what
-                 for reading in readings for row in getattr(reading, rows)}
-    fate |= {pixels.file_of(row["image"]): "images" for reading in readings for row in reading.rows
-             if "reason" not in row}
+    rows = [row for reading in readings for row in (*reading.rejected, *reading.rows)]
+    fate = {name: "unused" for reading in readings for name in reading.unused}  # the later of these lines wins
+    fate |= {pixels.file_of(row["image"]): "rejected" for row in rows if "reason" in row}
+    fate |= {pixels.file_of(row["image"]): "images" for row in rows if "reason" not in row}
     fate |= {name: "read" for reading in readings for name in reading.read}
     absent = fate.keys() - files.keys()
     if invented := sorted(name for name in absent if fate[name] != "rejected"):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
 import re
 from dataclasses import dataclass
 
-import pandas as pd
-import pyarrow as pa
-
 from fer_ray import storage
-from fer_ray.data import listing, manifest
+from fer_ray.data import listing, tables
 from fer_ray.data.listing import File, Listing
 from fer_ray.data.manifest import DataError
 from fer_ray.use import photographs
@@ -89,17 +85,12 @@ def _pattern(glob: str) -> re.Pattern:
 
 def _of_table(file: str, column: str) -> list[Picture]:
     """The images that a table names, each once. What leads out of the table's folder has that as its reason."""
-    try:
-        content = storage.read_bytes(file)
-        table = (manifest.read_parquet(io.BytesIO(content)).to_pandas() if file.lower().endswith(".parquet")
-                 else pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False))
-    except (ValueError, pa.ArrowException) as error:
-        raise DataError(f"{KEY}: {file} is no readable table ({' '.join(str(error).split())})") from None
-    if column not in table:
-        raise DataError(f"{KEY}: {file} has no column {column!r} (data.table.image_column); its columns are "
-                        f"{', '.join(map(str, table.columns))}")
-    files = listing.of(posixpath.dirname(file) or ".")
-    paths = [files.path_of(str(name)) for name in dict.fromkeys(table[column].dropna()) if name]
+    files, table = listing.of(posixpath.dirname(file) or "."), posixpath.basename(file)
+    spelled = tables.spelled(tables.header(files, table), [column], f"{KEY}: {file} (data.table.image_column)")[column]
+    rows = (tables.parquet_rows(files, table, [spelled]) if tables.is_parquet(table)
+            else ((number, row) for _, number, row in tables.rows(files, table)))
+    names = dict.fromkeys(row[spelled] for _, row in rows)
+    paths = [files.path_of(name) for name in names if name]
     return [_picture(files, files.file(path) or File(path, 0, 0, files.refusal(path))) for path in paths]
 
 

@@ -54,8 +54,10 @@ def test_every_image_is_in_the_set_or_rejected_with_a_reason(ran):
     assert set(index.image) | set(rejected.index) == images and not set(index.image) & set(rejected.index)
     assert "image" in rejected[str(victim)]
     assert index.groupby("subject").split.nunique().max() == 1
-    crop = pq.read_table(prepared / "images/part-00000.parquet").to_pylist()[0]["crop"]
-    assert cv2.imdecode(np.frombuffer(crop, np.uint8), cv2.IMREAD_UNCHANGED).shape[:2] == (256, 256)
+    crops = [crop for part in (prepared / "images").glob("part-*.parquet")
+             for crop in pq.read_table(part)["crop"].to_pylist() if crop]
+    assert len(crops) == len(index)
+    assert cv2.imdecode(np.frombuffer(crops[0], np.uint8), cv2.IMREAD_UNCHANGED).shape[:2] == (256, 256)
 
 
 def test_the_same_command_goes_on_where_it_ended(ran):

@@ -62,7 +62,7 @@ def test_a_table_names_images_beside_it_each_once(folder, suffix):
     assert [os.path.basename(picture.image) for picture in found] == [
         "c.PNG", "a.png", "b.jpg", "gone.png", "elsewhere.png", "hostname", "out.png"]
     assert [picture.reason for picture in found] == [None] * 3 + ["file not found"] + [OUTSIDE] * 3
-    with pytest.raises(DataError, match=r"no column 'image' \(data.table.image_column\); its columns are photo"):
+    with pytest.raises(DataError, match=r"\(data.table.image_column\): no column 'image'; its columns are photo"):
         inputs.find(f"{folder}/t.{suffix}")
 
 
@@ -103,6 +103,6 @@ def test_what_is_not_there_is_told_with_what_would_be(folder):
                         ("/nowhere", "no such folder"), ("/nowhere/*.jpg", "no such folder as /nowhere"),
                         (f"{folder}/*.gif", "no image file there"),
                         (f"{folder}/empty", "no image file there; known extensions: .*bmp"),
-                        (f"{folder}/bad.parquet", "is no readable table")):
+                        (f"{folder}/bad.parquet", "not a readable Parquet file")):
         with pytest.raises(DataError, match=words):
             inputs.find(path)
