@@ -13,6 +13,10 @@ from hypothesis import settings
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+# Before anything imports PyTorch: the networks of the tests are tiny, and threads that wait for each other take a third
+# more of the processors than one thread does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would the jobs that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -24,8 +28,13 @@ settings.load_profile("fer_ray")
 OWN_RAY = ("test_connection", "test_ending", "test_s3")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
-    """Mark the tests of tests/cluster, and put them last: first those that start a Ray of their own."""
+    """Mark the tests of tests/cluster, and put them last: first those that start a Ray of their own.
+
+    Where pytest-xdist runs several processes, one of them has all tests that start a Ray, in this order, while the
+    others have the rest.
+    """
     def rank(item) -> int:
         if not item.get_closest_marker("cluster"):
             return 0
@@ -34,6 +43,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent == Path(__file__).parent / "cluster":
             item.add_marker("cluster")
+            item.add_marker(pytest.mark.xdist_group("ray"))
     items.sort(key=rank)
 
 

@@ -25,7 +25,7 @@ from cluster.conftest import environment, joining, ray_on, run_job
 from cluster_files import VALUES
 
 from fer_ray import options
-from fer_ray.data import sample
+from fer_ray.data import drawn_face
 from fer_ray.data.manifest import EXPRESSIONS
 
 SMALL = ("--train.backbone timm:test_resnet --train.weights none --train.epochs 1 --train.batch_size 16 "
@@ -76,7 +76,7 @@ def draw_photographs(folder: Path) -> None:
         for person in range(6):
             for number, expression in enumerate(EXPRESSIONS):
                 name = f"Ann{'ABCDEF'[person]}_Lee_{number:04}.jpg"
-                face = sample.render_face(np.random.default_rng(person), expression, 1.0, noise, (320, 320), 110)
+                face = drawn_face.render_face(np.random.default_rng(person), expression, 1.0, noise, (320, 320), 110)
                 cv2.imwrite(str(folder / "images" / name), face)
                 table.writerow(["628", name, expression.upper()])
 

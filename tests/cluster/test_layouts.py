@@ -13,8 +13,8 @@ from cluster.conftest import ray_on
 
 from fer_ray.config import Config
 from fer_ray.data import prepare, prepared_set, sources
+from fer_ray.data.drawn_face import render_face
 from fer_ray.data.layouts import affectnet, ckextended, fer2013, jaffe, rafdb
-from fer_ray.data.sample import render_face
 from fer_ray.data_config import DataConfig, Fer2013Config, FolderConfig, SplitConfig, TableConfig
 
 WORDS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")

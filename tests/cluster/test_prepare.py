@@ -19,7 +19,7 @@ from cluster.conftest import command, joining, nodes_of, ray_on, run_job
 from PIL import Image
 
 from fer_ray.config import Config
-from fer_ray.data import crops, prepare, sample, splits
+from fer_ray.data import crops, drawn_face, prepare, splits
 from fer_ray.data.sources import read_manifest
 from fer_ray.data_config import DataConfig, FacesConfig, FolderConfig, SplitConfig
 from fer_ray.report import prepared_page
@@ -55,7 +55,7 @@ def messy(faces_root, tmp_path_factory):
     good = []
     rng = np.random.default_rng(0)
     for person in range(20):
-        face = sample.render_face(np.random.default_rng(person), "happiness" if person % 2 else "sadness", 1.0, rng,
+        face = drawn_face.render_face(np.random.default_rng(person), "happiness" if person % 2 else "sadness", 1.0, rng,
                                   (320, 320), 110)
         path = root / ("happy" if person % 2 else "sad") / f"p{person:02}_1.png"
         cv2.imwrite(str(path), face)

@@ -33,6 +33,7 @@ ORDER = {
     "data.image_names": False,
     "data.layouts": False,
     "data.recognition": False,
+    "data.drawn_face": False,
     "data.sample": False,
     "data.sources": False,
     "data.faces": False,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fer_ray.data import faces
-from fer_ray.data.sample import render_face
+from fer_ray.data.drawn_face import render_face
 from fer_ray.data_config import FacesConfig
 
 

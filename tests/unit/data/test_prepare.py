@@ -20,7 +20,7 @@ from preparing import content, new_image, pictures_of, prepared, set_with_split
 from fer_ray import storage
 from fer_ray.config import Config
 from fer_ray.data import crops, manifest, pixels, prepare, prepared_set, provenance
-from fer_ray.data.sample import render_face
+from fer_ray.data.drawn_face import render_face
 from fer_ray.data.sources import read_manifest
 from fer_ray.data_config import DataConfig, FacesConfig, SplitConfig
 from fer_ray.report import prepared_page

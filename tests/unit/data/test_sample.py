@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fer_ray import progress
-from fer_ray.data import faces, sample, sources
+from fer_ray.data import drawn_face, faces, sample, sources
 from fer_ray.data.manifest import DataError
 from fer_ray.data_config import DataConfig, FacesConfig, SampleConfig
 
@@ -54,7 +54,7 @@ def test_a_soft_shape_is_that_of_the_whole_blurred_picture_to_the_last_bit(size,
     points = np.round(oval * 16).astype(np.int32)
     found = np.full((height, width), 100, np.float32)
     mask, expected = np.zeros_like(found), found.copy()
-    sample.add_soft_shape(found, points, -30.5, sigma)
+    drawn_face.add_soft_shape(found, points, -30.5, sigma)
     cv2.fillPoly(mask, [points], 1.0, cv2.LINE_AA, 4)
     expected += cv2.GaussianBlur(mask, (0, 0), sigma) * -30.5
     assert (found == expected).all()

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_ray.data import duplicates, faces, splits
+from fer_ray.data.drawn_face import render_face
 from fer_ray.data.manifest import EXPRESSIONS, DataError
-from fer_ray.data.sample import render_face
 
 FRACTIONS = (0.8, 0.1, 0.1)
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from fer_ray import Recognizer, storage
 from fer_ray.config import ConfigError
+from fer_ray.data.drawn_face import render_face
 from fer_ray.data.manifest import PROBABILITIES
-from fer_ray.data.sample import render_face
 from fer_ray.data_config import FacesConfig
 from fer_ray.use import batch, gallery
 from fer_ray.use.inputs import Picture

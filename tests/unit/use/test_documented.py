@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fer_ray.data.sample import render_face
+from fer_ray.data.drawn_face import render_face
 
 
 def blocks_of(file: str) -> list[str]:

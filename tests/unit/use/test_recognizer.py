@@ -15,8 +15,8 @@ from PIL import Image
 
 from fer_ray import Recognizer, storage
 from fer_ray.data import crops, pixels, prepared_set
+from fer_ray.data.drawn_face import render_face
 from fer_ray.data.manifest import EXPRESSIONS, PROBABILITIES
-from fer_ray.data.sample import render_face
 from fer_ray.data_config import FacesConfig
 from fer_ray.evaluate import calibration
 from fer_ray.model import checkpoints, predictor

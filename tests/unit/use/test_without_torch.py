@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fer_ray import Recognizer
-from fer_ray.data.sample import render_face
+from fer_ray.data.drawn_face import render_face
 from fer_ray.data_config import FacesConfig
 from fer_ray.model import checkpoints
 from fer_ray.use import onnx_export
