@@ -16,8 +16,9 @@ def one_hot(predicted) -> np.ndarray:
 def result_for(scores: dict, split: str = "subject", leaks: dict | None = None, dataset: str = "faces") -> dict:
     """All that a report shows, around these scores of `metrics.evaluate`."""
     return {"name": "<b>x</b>", "created": "now", "command": "python jobs/pipeline.py", "split": split,
-            "leaks": leaks or {"subject": 0, "sequence": 0}, "leak_examples": [], "remarks": [], "conflicts": 0,
-            "near_duplicates": 0, "metrics": scores, "validation": {"balanced_accuracy": 0.5, "epoch": 1},
+            "leaks": leaks or {"subject": 0, "sequence": 0}, "leak_examples": [], "remarks": [], "unseen": [],
+            "conflicts": 0, "near_duplicates": 0, "metrics": scores,
+            "validation": {"balanced_accuracy": 0.5, "epoch": 1},
             "counts": {"read": {dataset: {"anger": 4}}, "before": {dataset: {"anger": 3}}, "after": {}},
             "rejected": {"no face found": 2}, "config": {"a": {"b": 1}, "card": CARD}, "versions": {"ray": "2"},
             "floor": None,

@@ -36,7 +36,8 @@ def prepared(summary: dict) -> list[str]:
     if summary["rejected"]:
         number = sum(summary["rejected"].values())
         lines.append(f"{count(number, 'image')} rejected: {reasons(summary['rejected'])}")
-    return [*lines, *map(printable, summary["faces"]), leaks(summary["leaks"]), *summary["remarks"]]
+    return [*lines, *map(printable, summary["faces"]), leaks(summary["leaks"]), *summary["remarks"],
+            *map(printable, summary["unseen"])]
 
 
 def leaks(number_of: Mapping[str, int]) -> str:

@@ -277,6 +277,7 @@ def _write_split(uri: str, index: pd.DataFrame, rejected: pd.DataFrame, summary:
         "split": split.by,
         "folds": split.folds,
         "remarks": splits.remarks(index, split.by),
+        "unseen": splits.unseen(index),
         "counts": summary["counts"] | {"after": _nested(index, ["dataset", "split", "expression"])},
     })
 

@@ -37,7 +37,7 @@ from fer_ray.config import Config
 from fer_ray.data import duplicates, manifest
 from fer_ray.storage import DamagedError
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 SUMMARY: dict[str, type] = {"schema_version": int, "request": str, "fingerprint": str, "files": dict, "counts": dict,
                             "config": dict}  # what all readers of prepared.json rely on
 THREADS = 16  # they wait for storage, or hash without Python's lock

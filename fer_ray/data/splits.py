@@ -6,6 +6,7 @@ scikit-learn and SciPy are imported where they are used: they are slow to load a
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,11 @@ LEAK_KINDS = ("subject", "sequence", "identical", "near_duplicate")
 LEAK_COLUMNS = ["kind", "key", "splits", "images", "example_a", "example_b"]
 CONFLICT_COLUMNS = ["key", "expressions", "images", "example_a", "example_b"]
 
-# A class that so many groups have can be in all three splits, so one of them must be in train.
-MIN_GROUPS_FOR_TRAIN = 3
+MIN_GROUPS = 3  # what so many groups hold can be in all three splits
+ARRANGEMENTS = 200  # of folds to splits that are tried
+# A group of a source that val or test lacks is moved there unless that makes the split larger than so many times its
+# share: two small sources of three people each would take half of the images away from training otherwise.
+ROOM = 1.5
 
 # Of each side, when the two most alike images are looked for: a subject with thousands of images would have millions of
 # pairs, and the first few hundred show as well how alike they are.
@@ -33,10 +37,12 @@ def assign(
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
 ) -> np.ndarray:
-    """One of `SPLITS` for every row, stratified by expression as far as the groups allow.
+    """One of `SPLITS` for every row, stratified by expression and source as far as the groups allow.
+
+    A source with at least three groups has one in train, val and test, unless that made val or test too large.
 
     Args:
-        rows: has the columns `image` (unique), `expression`, and what `by` needs.
+        rows: has the columns `image` (unique), `expression`, `dataset` (the source), and what `by` needs.
         by: what stays together. `subject`: all images of a person, and the near-duplicates of them whatever their
             name (columns `subject` and `cluster`); an image of nobody in particular stays with its
             near-duplicates. `sequence`: a video; a still is one of its own. `image`: nothing. `official`: the data
@@ -56,24 +62,19 @@ def assign(
         return np.full(len(rows), "test")
     if by == "official":
         return _official(rows, fractions, seed)
-    ordered, labels, groups, order = _prepared(rows, by, len(SPLITS))
-    num_groups = groups.max() + 1
-    fold_of = _folds(labels, groups, num_folds=min(_num_folds(fractions), num_groups), seed=seed)
-    split = _train_sees_every_class(_folds_to_splits(fold_of, labels, fractions), labels, groups)
-    result = np.empty(len(rows), dtype="<U5")
-    result[order] = np.array(SPLITS)[split]
-    return result
+    groups = _grouped(rows, by, len(SPLITS))
+    fold = _folds(groups, min(_num_folds(fractions), len(groups.sizes)), seed)
+    split = _with_what_is_missing(_folds_to_splits(fold, groups, fractions, seed), groups, fractions)
+    return np.array(SPLITS)[split][groups.of_row]
 
 
 def folds(rows: pd.DataFrame, by: str, num_folds: int, seed: int = 0) -> np.ndarray:
-    """Fold of every row for cross-validation, int [N] from 0; stratified, groups as in `assign` stay whole.
+    """Fold of every row for cross-validation, int [N] from 0; stratified and in groups as in `assign`.
 
     Raises: DataError if there are fewer groups than folds.
     """
-    ordered, labels, groups, order = _prepared(rows, by, num_folds)
-    result = np.empty(len(rows), dtype=int)
-    result[order] = _folds(labels, groups, num_folds, seed)
-    return result
+    groups = _grouped(rows, by, num_folds)
+    return _folds(groups, num_folds, seed)[groups.of_row]
 
 
 def of_fold(fold: np.ndarray, test: int) -> np.ndarray:
@@ -97,6 +98,14 @@ def remarks(rows: pd.DataFrame, by: str) -> list[str]:
         elif "val" not in official:
             found.append("The data set has no official validation split: val is a part of train.")
     return found
+
+
+def unseen(rows: pd.DataFrame) -> list[str]:
+    """Which sources a split has no image of, in sentences; none where every image is a test image."""
+    sources = rows.groupby("dataset")["split"].agg(set)
+    absent = {part: [str(name) for name, parts in sources.items() if part not in parts] for part in SPLITS}
+    return [f"No image in {part} is of {', '.join(names)}." for part, names in absent.items()
+            if names and len(names) < len(sources)]
 
 
 def audit(rows: pd.DataFrame) -> pd.DataFrame:
@@ -156,17 +165,44 @@ def _num_folds(fractions: tuple[float, float, float]) -> int:
     return 10 if np.allclose(np.multiply(fractions, 10) % 1, 0) else 20
 
 
-def _prepared(rows: pd.DataFrame, by: str, needed: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows in the order of their images, their label and group numbers, and that order. Raises: DataError."""
+@dataclass(frozen=True)
+class _Groups:
+    """What stays together: G groups of the N rows."""
+
+    of_row: np.ndarray
+    """Group of each row, int [N]. Groups are numbered in the order of their images."""
+    sizes: np.ndarray
+    """Rows of each group, int [G]."""
+    strata: np.ndarray
+    """Stratum of each row, int [N]: its expression and its source."""
+    expressions: np.ndarray
+    """Which classes each group has, bool [G, E]."""
+    sources: np.ndarray
+    """Which sources each group has, bool [G, S]."""
+
+
+def _grouped(rows: pd.DataFrame, by: str, needed: int) -> _Groups:
+    """Raises: DataError if there are fewer groups than `needed`."""
     order = np.argsort(rows["image"].to_numpy(dtype=str), kind="stable")
     ordered = rows.iloc[order]
-    groups = pd.factorize(_group_names(ordered, by))[0]
-    num_groups = len(np.unique(groups))
-    if num_groups < needed:
-        raise DataError(f"split by {by}: the data has {num_groups} {by}(s), at least {needed} are needed, "
+    in_order, names = pd.factorize(_group_names(ordered, by))
+    if len(names) < needed:
+        raise DataError(f"split by {by}: the data has {len(names)} {by}(s), at least {needed} are needed, "
                         "one for each part of the split")
-    # sorted codes, so that a class that appears first in another order gets the same number
-    return ordered, pd.factorize(ordered["expression"].to_numpy(dtype=str), sort=True)[0], groups, order
+    groups, codes = np.empty(len(rows), int), {}
+    groups[order] = in_order
+    for column in ("expression", "dataset"):  # sorted, so that numbers do not depend on the order of rows
+        codes[column] = pd.factorize(rows[column].to_numpy(dtype=str), sort=True)[0]
+    strata = codes["dataset"] * (codes["expression"].max() + 1) + codes["expression"]
+    return _Groups(groups, np.bincount(groups), pd.factorize(strata, sort=True)[0],
+                   *(_held(groups, codes[column]) for column in ("expression", "dataset")))
+
+
+def _held(groups: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Which of the codes each group has, bool [G, codes]."""
+    held = np.zeros((groups.max() + 1, codes.max() + 1), bool)
+    held[groups, codes] = True
+    return held
 
 
 def _official(rows: pd.DataFrame, fractions: tuple[float, float, float], seed: int) -> np.ndarray:
@@ -215,78 +251,110 @@ def _people(rows: pd.DataFrame) -> np.ndarray:
     return component[people.max() + 1 + cluster]
 
 
-def _folds(labels: np.ndarray, groups: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """Fold number of every row, int[N]; groups stay whole and no fold is empty."""
-    alone = groups.max() + 1 == len(groups)
-    if not alone and np.bincount(labels).max() >= num_folds and groups.max() >= num_folds:
-        folds = _stratified_group_folds(labels, groups, num_folds, seed)
+def _folds(groups: _Groups, num_folds: int, seed: int) -> np.ndarray:
+    """Fold number of every group, int [G]; no fold is empty."""
+    alone = groups.sizes.max() == 1
+    if not alone and np.bincount(groups.strata).max() >= num_folds < len(groups.sizes):
+        folds = _stratified_group_folds(groups, num_folds, seed)
         if len(np.unique(folds)) == num_folds:
             return folds
-    return _dealt_folds(labels, groups, num_folds, seed)
+    return _dealt_folds(groups, num_folds, seed)
 
 
-def _stratified_group_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
+def _stratified_group_folds(groups: _Groups, num_folds: int, seed: int) -> np.ndarray:
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    fold_of = np.empty(len(labels), dtype=int)
+    order = np.argsort(groups.of_row, kind="stable")  # scikit-learn breaks ties by the order of rows
+    labels, of_row = groups.strata[order], groups.of_row[order]
+    fold_of = np.empty(len(groups.sizes), dtype=int)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class rarer than the number of folds is expected
-        for fold, (_, members) in enumerate(splitter.split(labels, labels, groups)):
-            fold_of[members] = fold
+        warnings.simplefilter("ignore", UserWarning)  # a stratum rarer than the number of folds is expected
+        for fold, (_, members) in enumerate(splitter.split(labels, labels, of_row)):
+            fold_of[of_row[members]] = fold
     return fold_of
 
 
-def _dealt_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """Shuffled groups, ordered by their first label, dealt out one by one like cards.
+def _dealt_folds(groups: _Groups, num_folds: int, seed: int) -> np.ndarray:
+    """Shuffled groups, ordered by a stratum of theirs, dealt out one by one like cards.
 
     For single images this is exactly stratified; for a handful of groups it gives every fold at least one.
     """
-    first = np.unique(groups, return_index=True)[1]
-    shuffled = np.random.default_rng(seed).permutation(len(first))
-    dealt = shuffled[np.argsort(labels[first][shuffled], kind="stable")]
-    fold_of_group = np.empty(len(first), dtype=int)
-    fold_of_group[dealt] = np.arange(len(first)) % num_folds
-    return fold_of_group[groups]
+    stratum = np.full(len(groups.sizes), groups.strata.max())
+    np.minimum.at(stratum, groups.of_row, groups.strata)
+    shuffled = np.random.default_rng(seed).permutation(len(stratum))
+    fold = np.empty(len(stratum), dtype=int)
+    fold[shuffled[np.argsort(stratum[shuffled], kind="stable")]] = np.arange(len(stratum)) % num_folds
+    return fold
 
 
-def _folds_to_splits(folds: np.ndarray, labels: np.ndarray, fractions: tuple[float, float, float]) -> np.ndarray:
-    """Index into `SPLITS` for every row: neighbouring folds make test and val, the others train.
+def _demands(groups: _Groups) -> Iterator[tuple[np.ndarray, int]]:
+    """What a split should have, as (which groups hold it, bool [G]; number of the split), the weightiest first.
 
-    Of all rotations of the folds, the one is taken that leaves the fewest classes out of a split (train
-    counts first, then test), and among equals the one nearest to `fractions`.
+    Train every class, and each split every source, if enough groups hold them.
     """
-    num_folds, num_classes = folds.max() + 1, labels.max() + 1
+    for held, wanted in ((groups.expressions, (0,)), (groups.sources, (0, 2, 1))):
+        for holders in held.T:
+            if holders.sum() >= MIN_GROUPS:
+                yield from ((holders, part) for part in wanted)
+
+
+def _folds_to_splits(fold: np.ndarray, groups: _Groups, fractions: tuple[float, float, float],
+                     seed: int) -> np.ndarray:
+    """Index into `SPLITS` for every group: some folds make test and some val, the others train.
+
+    Of many arrangements the one is taken that leaves the fewest `_demands` open, and then the fewest classes out of
+    test and val, and among equals the one nearest to `fractions`.
+    """
+    num_folds = fold.max() + 1
     num_test = int(np.clip(round(fractions[2] * num_folds), 1, num_folds - 2))
     num_val = int(np.clip(round(fractions[1] * num_folds), 1, num_folds - 1 - num_test))
-    split_of_fold = np.zeros(num_folds, dtype=int)
-    split_of_fold[:num_test], split_of_fold[num_test : num_test + num_val] = 2, 1
+    split_of_fold = np.repeat([2, 1, 0], [num_test, num_val, num_folds - num_test - num_val])
+    # of the folds, since there may be a million groups
+    demands = [(np.bincount(fold[holders], minlength=num_folds) > 0, part) for holders, part in _demands(groups)]
+    classes = [np.bincount(fold[holders], minlength=num_folds) > 0 for holders in groups.expressions.T]
+    sizes = np.bincount(fold, groups.sizes)
 
-    counts = np.zeros((num_folds, num_classes), dtype=int)
-    np.add.at(counts, (folds, labels), 1)
+    def cost(split: np.ndarray) -> tuple[int, int, int, float]:
+        absent = [sum(not (split[folds] == part).any() for folds in classes) for part in range(len(SPLITS))]
+        return _num_open(demands, split), absent[2], absent[1], _deviation(split, sizes, fractions)
 
-    def cost(rotation: int) -> tuple[int, int, int, float]:
-        rotated = np.roll(split_of_fold, rotation)
-        table = np.stack([counts[rotated == split].sum(axis=0) for split in range(len(SPLITS))])
-        train, val, test = (table == 0).sum(axis=1)
-        return train, test, val, np.abs(table.sum(axis=1) / len(folds) - fractions).sum()
-
-    return np.roll(split_of_fold, min(range(num_folds), key=cost))[folds]
+    rng = np.random.default_rng(seed)
+    return min((rng.permutation(split_of_fold) for _ in range(ARRANGEMENTS)), key=cost)[fold]
 
 
-def _train_sees_every_class(split: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Move the smallest fitting group to train for every class that train lacks but could have."""
-    split = split.copy()
-    sizes = np.bincount(groups)
-    for label in np.unique(labels):
-        holders = np.unique(groups[labels == label])
-        if len(holders) < MIN_GROUPS_FOR_TRAIN or (split[labels == label] == 0).any():
+def _num_open(demands: list[tuple[np.ndarray, int]], split: np.ndarray) -> int:
+    """How many demands a split leaves open."""
+    return sum(not (split[holders] == part).any() for holders, part in demands)
+
+
+def _shares(split: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Parts of all rows that train, val and test have."""
+    return np.bincount(split, sizes, minlength=len(SPLITS)) / sizes.sum()
+
+
+def _deviation(split: np.ndarray, sizes: np.ndarray, fractions: tuple[float, float, float]) -> float:
+    """How far the shares are from `fractions`, in total."""
+    return float(np.abs(_shares(split, sizes) - fractions).sum())
+
+
+def _with_what_is_missing(split: np.ndarray, groups: _Groups, fractions: tuple[float, float, float]) -> np.ndarray:
+    """Move a group to each split that lacks what it should have (`_demands`).
+
+    Of the groups that would do, the one is moved that leaves the fewest other demands open, and then shares that are
+    nearest to `fractions`. The split that it leaves keeps a group that holds the same.
+    """
+    demands = list(_demands(groups))
+    for holders, part in demands:
+        if (split[holders] == part).any():
             continue
-        split_of = {group: split[groups == group][0] for group in holders}
-        # The split it leaves must keep a group with the class. Of three holders outside train, two are in one split.
-        num_holders = np.bincount(list(split_of.values()), minlength=len(SPLITS))
-        movable = [group for group in holders if num_holders[split_of[group]] > 1]
-        split[groups == min(movable, key=lambda group: sizes[group])] = 0
+        left = np.bincount(split[holders], minlength=len(SPLITS))
+        moved = [np.where(np.arange(len(split)) == group, part, split)
+                 for group in np.flatnonzero(holders) if left[split[group]] > 1]
+        if part:
+            moved = [one for one in moved if _shares(one, groups.sizes)[part] <= ROOM * fractions[part]]
+        if moved:
+            split = min(moved, key=lambda one: (_num_open(demands, one), _deviation(one, groups.sizes, fractions)))
     return split
 
 

@@ -216,7 +216,8 @@ def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, des
               history: list[dict]) -> dict:
     """What the report says beside the scores: data, training, command, versions."""
     leaks = prepared_set.read_table(prepared, "leaks").to_dict("records")
-    of_data = ("split", "remarks", "leaks", "conflicts", "near_duplicates", "counts", "rejected", "fingerprint")
+    of_data = ("split", "remarks", "unseen", "leaks", "conflicts", "near_duplicates", "counts", "rejected",
+               "fingerprint")
     return {
         "name": config.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

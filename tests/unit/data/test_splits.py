@@ -10,6 +10,7 @@ from fer_ray.data.drawn_face import render_face
 from fer_ray.data.manifest import EXPRESSIONS, DataError
 
 FRACTIONS = (0.8, 0.1, 0.1)
+SEEDS = 10  # of splits of people of two sources; 100 take 20 s, and the same holds
 
 
 def people(num_subjects: int, seed: int, max_images: int = 12) -> pd.DataFrame:
@@ -22,6 +23,7 @@ def people(num_subjects: int, seed: int, max_images: int = 12) -> pd.DataFrame:
             "expression": rng.choice(EXPRESSIONS, p=weights),
             "subject": f"S{subject:03}",
             "sequence": f"S{subject:03}/{number // 3}",
+            "dataset": "faces",
         }
         for subject in range(num_subjects)
         for number in range(rng.integers(1, max_images + 1))
@@ -80,6 +82,45 @@ def test_train_sees_every_class_that_three_people_show(num_subjects, seed, fract
     common = rows.groupby("expression")["subject"].nunique() >= 3
     assert set(common.index[common]) <= set(rows["expression"][assigned == "train"])
     assert set(assigned) == set(splits.SPLITS)
+
+
+def joined(labelled: int, stills: int, seed: int, drawn: bool = False) -> pd.DataFrame:
+    """Rows of `labelled` people with up to six sequences (CK+) and of `stills` people with stills (JAFFE).
+
+    `drawn`: with three sequences each, as the drawn sample has them.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for person in range(labelled):
+        cycle = [EXPRESSIONS[1 + (3 * person + k) % 7] for k in range(3)]
+        for expression in cycle if drawn else rng.choice(EXPRESSIONS[1:], rng.integers(1, 7), replace=False):
+            frames = ["neutral"] * rng.integers(2, 4) + [expression] * rng.integers(4, 8 if drawn else 16)
+            rows += [("CK+", f"S{person:03}", shown) for shown in frames]
+    rows += [("JAFFE", f"J{person}", shown) for person in range(stills) for shown in EXPRESSIONS
+             for _ in range(2 if drawn else rng.integers(2, 5)) if shown != "contempt"]
+    table = pd.DataFrame(rows, columns=["dataset", "subject", "expression"])
+    return table.assign(image=[f"{number:05}.png" for number in range(len(rows))], cluster=range(len(rows)))
+
+
+@pytest.mark.parametrize("people", [(40, 6), (118, 10), (118, 3)])  # the quickstart's; CK+ and JAFFE; few of JAFFE
+def test_each_source_has_a_person_in_each_split(people):
+    for seed in range(SEEDS):
+        rows = joined(*people, seed, drawn=people[0] == 40)
+        rows["split"] = splits.assign(rows, seed=seed)
+        assert (rows.groupby("dataset")["split"].nunique() == 3).all()
+        assert rows.groupby("subject")["split"].nunique().max() == 1
+        np.testing.assert_allclose(shares(rows["split"]), FRACTIONS, atol=0.03)
+
+
+def test_small_sources_never_take_much_from_training():
+    few = joined(118, 3, 0)
+    stills = few[few["dataset"] == "JAFFE"]
+    rows = pd.concat([stills.assign(dataset=name, subject=stills.subject + name, image=stills.image + name)
+                      for name in "abcd"], ignore_index=True).assign(cluster=lambda rows: range(len(rows)))
+    rows["split"] = splits.assign(rows)
+    assert max(shares(rows["split"])[1:]) < 0.2
+    assert [line.split(" is of ")[0] for line in splits.unseen(rows)] == ["No image in val", "No image in test"]
+    assert splits.unseen(rows.assign(split="test")) == []
 
 
 def test_another_seed_gives_another_split():
@@ -190,7 +231,8 @@ def gallery(crops: list[np.ndarray], split: list[str]) -> pd.DataFrame:
     return linked(pd.DataFrame([duplicates.looks_of(crop, crop) for crop in crops])).assign(
         image=[f"{number:04}.png" for number in range(len(crops))],
         subject=[f"S{number}" for number in range(len(crops))],
-        expression="fear", sequence=None, split=split, digest=[crop.tobytes().hex()[:2000] for crop in crops])
+        expression="fear", dataset="faces", sequence=None, split=split,
+        digest=[crop.tobytes().hex()[:2000] for crop in crops])
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -40,7 +40,8 @@ def test_a_machine_holds_as_many_runs_as_it_has_cores_or_gpus():
 
 def people(number, images=4):
     """An index of so many people, each with a picture of the first `images` classes; nobody looks like another."""
-    rows = [{"image": f"{p}/{e}.png", "subject": f"P{p:03}", "sequence": None, "expression": e, "official": None}
+    rows = [{"image": f"{p}/{e}.png", "subject": f"P{p:03}", "sequence": None, "expression": e, "official": None,
+             "dataset": "faces"}
             for p in range(number) for e in EXPRESSIONS[:images]]
     return pd.DataFrame(rows).assign(cluster=range(len(rows)))
 

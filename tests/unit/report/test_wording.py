@@ -4,7 +4,7 @@ import pandas as pd
 
 from fer_ray.cli import wording
 
-SUMMARY = {"faces": ["own: photographs"], "split": "subject", "remarks": ["one person alone is angry"],
+SUMMARY = {"faces": ["own: photographs"], "split": "subject", "remarks": ["one person alone is angry"], "unseen": [],
            "counts": {"after": {"ckplus": {"train": {"happy": 1000, "neutral": 20}, "val": {"happy": 3}},
                                 "jaffe": {"train": {"happy": 80}, "test": {"happy": 1}}}},
            "rejected": {"no face found": 2, "its file is empty": 7, "a": 1, "b": 3, "c": 1},
@@ -21,8 +21,9 @@ def test_a_prepared_set():
 
 
 def test_a_clean_set_for_testing():
-    clean = {"faces": [], "split": "test", "remarks": [], "counts": {"after": {"own": {"test": {"happy": 1}}}},
-             "rejected": {}, "leaks": dict.fromkeys(SUMMARY["leaks"], 0)}
+    clean = {"faces": [], "split": "test", "remarks": [], "unseen": [],
+             "counts": {"after": {"own": {"test": {"happy": 1}}}}, "rejected": {},
+             "leaks": dict.fromkeys(SUMMARY["leaks"], 0)}
     assert wording.prepared(clean) == ["1 image, none for training: test 1", "nothing is in more than one split"]
 
 
