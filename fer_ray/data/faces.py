@@ -93,6 +93,13 @@ class Finder(ABC):
     def find_all(self, image: np.ndarray, min_side: int = 0) -> list[Found]:
         """All faces in uint8 [H, W(, 3)] of at least `min_side` px a side, the largest first."""
 
+    def find_near(self, image: np.ndarray, box: Box) -> Found | None:
+        """The face in uint8 [H, W(, 3)] at about this place and of about this size.
+
+        None if there is none, and always of a detector that searches a whole picture as fast.
+        """
+        return None
+
     def find(self, image: np.ndarray) -> Box | None:
         """The box of `find_largest`."""
         found = self.find_largest(image)
@@ -151,10 +158,16 @@ class HaarFinder(Finder):
         smallest = int(0.6 * min_side * scale)
         proposed = self.cascade.detectMultiScale(picture, ALL_SCALE, ALL_NEIGHBORS, minSize=(smallest, smallest))
         for box in sorted(map(_box, proposed), key=_by_size):
-            if _is_new(box, found) and (one := self._around(picture, box)) and _is_new(one.box, found):
+            if is_new(box, found) and (one := self._around(picture, box)) and is_new(one.box, found):
                 found.append(one)
         found = found or self._search(picture)[:1]  # as `find_largest`
-        return _sorted([Found(_scaled(one.box, scale), one.score) for one in found], min_side)
+        return largest_first([Found(_scaled(one.box, scale), one.score) for one in found], min_side)
+
+    def find_near(self, image: np.ndarray, box: Box) -> Found | None:
+        """The face in uint8 [H, W(, 3)] at about this place and of about this size, or None."""
+        picture, scale = _reduce(to_gray(image), self.config.detect_side)
+        found = self._around(picture, [value * scale for value in box])
+        return Found(_scaled(found.box, scale), found.score) if found else None
 
     def _near_coarse(self, picture: np.ndarray) -> Found | None:
         if max(picture.shape) < 1.5 * COARSE_SIDE:
@@ -182,7 +195,7 @@ class HaarFinder(Finder):
         boxes, counts = self.cascade.detectMultiScale2(picture, self.config.scale_factor, self.config.min_neighbors,
                                                        **sizes)
         found = [Found(_box(box), float(count)) for box, count in zip(boxes, counts, strict=True)]
-        return _sorted(found)
+        return largest_first(found)
 
 
 class YunetFinder(Finder):
@@ -241,7 +254,8 @@ def _shared(a: Box, b: Box) -> float:
     return max(0, width) * max(0, height) / max(1, min(a[2] * a[3], b[2] * b[3]))
 
 
-def _is_new(box: Box, found: list[Found]) -> bool:
+def is_new(box: Box, found: list[Found]) -> bool:
+    """Whether the box is of another face than those found."""
     return all(_shared(box, one.box) < SAME_FACE for one in found)
 
 
@@ -255,6 +269,6 @@ def _by_size(box: Sequence[float]) -> tuple:
     return -box[2] * box[3], box[0], box[1]
 
 
-def _sorted(found: list[Found], min_side: int = 0) -> list[Found]:
+def largest_first(found: list[Found], min_side: int = 0) -> list[Found]:
     """The faces of at least this many px a side, the largest first."""
     return sorted((one for one in found if min(one.box[2:]) >= min_side), key=lambda one: _by_size(one.box))

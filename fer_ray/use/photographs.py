@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,14 +67,17 @@ class Cutter:
             self._of_thread.finder = faces.finder(self.search.config)
         return self._of_thread.finder
 
-    def crops(self, picture: np.ndarray) -> list[Crop]:
+    def crops(self, picture: np.ndarray, before: Sequence[Crop] = ()) -> list[Crop]:
         """The faces in uint8 [H, W(, 3)], the largest first.
+
+        `before`: those of the frame before it in a video. If each is found again nearby, nothing else is searched for.
 
         Raises: pixels.ImageError if there is none, or OpenCV cannot handle a picture of this shape.
         """
         try:
             cropped = self.search.config.already_cropped
-            found = [] if cropped is True else self._upright(picture) or self._tilted(picture)
+            found = [] if cropped is True else (self._again(picture, before) or self._upright(picture)
+                                                or self._tilted(picture))
             if not found and (cropped is True or self.search.config.on_no_face == "whole"
                               or cropped == "auto" and faces.fills(self._finder(), picture)):
                 height, width = picture.shape[:2]
@@ -94,7 +98,23 @@ class Cutter:
         else:
             largest = finder.find_largest(picture)
             found = [largest] if largest and min(largest.box[2:]) >= search.min_face else []
-        return [Crop(faces.cut(picture, one.box, search.config.enlarge), one.box, one.score) for one in found]
+        return self._cut(picture, found)
+
+    def _again(self, picture: np.ndarray, before: Sequence[Crop]) -> list[Crop]:
+        """The faces of the frame before, where each is found again, and none at the place of another; else none."""
+        if any(crop.angle or crop.whole for crop in before):
+            return []
+        found: list[faces.Found] = []
+        for crop in before:
+            one = self._finder().find_near(picture, crop.box)
+            if not one or min(one.box[2:]) < self.search.min_face or not faces.is_new(one.box, found):
+                return []
+            found.append(one)
+        return self._cut(picture, faces.largest_first(found))
+
+    def _cut(self, picture: np.ndarray, found: list[faces.Found]) -> list[Crop]:
+        enlarge = self.search.config.enlarge
+        return [Crop(faces.cut(picture, one.box, enlarge), one.box, one.score) for one in found]
 
     def _tilted(self, picture: np.ndarray) -> list[Crop]:
         """The faces of the picture turned to the side on which there are more, or the surer ones."""

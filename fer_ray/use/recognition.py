@@ -1,9 +1,10 @@
-"""What a network says of a photograph: typed results, and the same as rows of a table."""
+"""What a network says of a photograph or of a frame of a video: typed results, and the same as rows of a table."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,16 @@ SCHEMA = pa.schema([("image", pa.string()), ("face", pa.int32()), ("expression",
                     *((column, pa.float32()) for column in PROBABILITIES), ("x", pa.int32()), ("y", pa.int32()),
                     ("width", pa.int32()), ("height", pa.int32()), ("score", pa.float32()), ("angle", pa.float32()),
                     ("whole", pa.bool_()), ("reason", pa.string())])
+
+# of a table with a row for each face in each frame that was looked at, and a row for each such frame without one
+FRAMES = pa.schema([("video", pa.string()), ("time", pa.float64()), *list(SCHEMA)[1:]])
+
+
+class Network(Protocol):
+    """What scores faces: `model.predictor.Predictor`, or whatever else runs an exported network."""
+
+    def probabilities(self, crops: list[np.ndarray]) -> np.ndarray:
+        """Calibrated probabilities, float32 [N, 8], of N crops, uint8 [256, 256] or [256, 256, 3] (RGB) each."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +90,7 @@ class Recognition:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row of `SCHEMA` for each face, numbered from 0, or one row with the reason."""
-        found = [{"face": number, **face.row()} for number, face in enumerate(self.faces)] or [{"reason": self.reason}]
-        return [dict.fromkeys(SCHEMA.names) | {"image": self.image} | row for row in found]
+        return _rows(SCHEMA, {"image": self.image}, enumerate(self.faces), self.reason)
 
     def to_pandas(self) -> pd.DataFrame:
         """A table of `SCHEMA` with a row for each face, or one row with the reason why there is none."""
@@ -93,6 +103,37 @@ class Recognitions(tuple[Recognition, ...]):
     def to_pandas(self) -> pd.DataFrame:
         """The rows of all photographs, see `Recognition.to_pandas`."""
         return to_pandas(pa.Table.from_pylist([row for one in self for row in one.rows()], schema=SCHEMA))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What was found in one frame of a video."""
+
+    video: str
+    """Path or URI of the video."""
+    time: float
+    """Seconds after the video's first frame, when players show it."""
+    faces: dict[int, Face]
+    """Every face by its number, which it keeps as long as it is seen; the largest face first."""
+    reason: str | None
+    """Why there is no face. None if there is one."""
+
+    @classmethod
+    def from_rows(cls, rows: list[dict[str, Any]]) -> Frame:
+        """What `rows` was made of."""
+        return cls(rows[0]["video"], rows[0]["time"],
+                   {row["face"]: Face.from_row(row) for row in rows if row["face"] is not None}, rows[0]["reason"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row of `FRAMES` for each face, or one row with the reason."""
+        return _rows(FRAMES, {"video": self.video, "time": self.time}, self.faces.items(), self.reason)
+
+
+def _rows(schema: pa.Schema, of: dict[str, Any], faces: Iterable[tuple[int, Face]],
+          reason: str | None) -> list[dict[str, Any]]:
+    """A row for each numbered face, or one with the reason. `of`: the columns that say where they were found."""
+    found = [{"face": number, **face.row()} for number, face in faces] or [{"reason": reason}]
+    return [dict.fromkeys(schema.names) | of | row for row in found]
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:

@@ -8,28 +8,20 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, Protocol, overload
+from typing import Literal, overload
 
-import numpy as np
 from PIL import Image
 
 from fer_ray import storage
 from fer_ray.data import pixels
 from fer_ray.data_config import FacesConfig
 from fer_ray.model import checkpoints, registry
-from fer_ray.use import drawing, photographs
+from fer_ray.use import drawing, footage, photographs, tracks, video
 from fer_ray.use.onnx_model import OnnxModel
 from fer_ray.use.photographs import Crop, Cutter, Photograph, Search
-from fer_ray.use.recognition import Face, Recognition, Recognitions
+from fer_ray.use.recognition import Face, Frame, Network, Recognition, Recognitions
 
 CHUNK = 64  # photographs whose pixels are in memory at once
-
-
-class Network(Protocol):
-    """What scores faces: `model.predictor.Predictor`, or whatever else runs an exported network."""
-
-    def probabilities(self, crops: list[np.ndarray]) -> np.ndarray:
-        """Calibrated probabilities, float32 [N, 8], of N crops, uint8 [256, 256] or [256, 256, 3] (RGB) each."""
 
 
 class Recognizer:
@@ -115,6 +107,37 @@ class Recognizer:
             for (number, image), (crops, reason) in zip(chunk, cut, strict=True):
                 found = tuple(Face.of(crop.box, crop.score, crop.angle, crop.whole, next(scores)) for crop in crops)
                 yield Recognition(_title(image, number), found, reason)
+
+    def video(self, path: str | os.PathLike, every: float = 0.2, smooth: float = 0.0) -> Iterator[Frame]:
+        """The faces in the frames of a video, one frame after the other: memory stays the same, however long it is.
+
+        ::
+
+            for frame in recognizer.video("film.mp4"):
+                print(frame.time, {number: face.expression for number, face in frame.faces.items()})
+
+        Whole frames are searched for faces about once a second; in between each face is looked for where it was.
+
+        Args:
+            path: of a video file, local or s3://.
+            every: seconds between two frames that are looked at; 0: all are.
+            smooth: time constant in seconds of an exponential moving average over each face's probabilities; 0: none.
+
+        Returns: the frames that were looked at. A face keeps its number as long as it is seen.
+
+        Raises: footage.VideoError if it is no video; storage.StorageError. Damaged frames are left out with a warning.
+        """
+        if every < 0 or smooth < 0:
+            raise ValueError(f"every and smooth must not be negative, and not {every} and {smooth}")
+        return self._frames(footage.Footage(photographs.name_of(path)), every, smooth)
+
+    def _frames(self, opened: footage.Footage, every: float, smooth: float) -> Iterator[Frame]:
+        with opened:
+            seen = video.Seen()
+            frames = video.score(opened, self.cutter, self.network, video.Grid(every), seen)
+            yield from tracks.follow(frames, every, smooth)
+            if seen.damaged:
+                warnings.warn(f"{opened.uri}: {seen.damaged} damaged frames were left out", stacklevel=2)
 
     def annotate(self, image: Photograph, recognition: Recognition | None = None) -> Image.Image:
         """A copy of the photograph with the box, expression and probability of each face drawn on it.

@@ -8,6 +8,7 @@ import documented
 import numpy as np
 import pandas as pd
 import pytest
+import videos
 from PIL import Image
 
 from fer_ray.data.drawn_face import render_face
@@ -27,6 +28,7 @@ def test_the_lines_run_and_say_what_is_in_the_photographs(file, tmp_path, monkey
                  "sample_data/jaffe/KM.AN1.47.tiff"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(name, face)
+    videos.write("film.mp4", videos.walk(0.5))
     blocks = blocks_of(file)
     assert len(blocks[0].split("\n\n")[1].splitlines()) == 4  # and the import: five lines
     names: dict = {}

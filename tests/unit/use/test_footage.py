@@ -1,0 +1,118 @@
+"""Every kind of video that people have gives the frames that players show; what is damaged is left out and counted."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import videos
+
+from fer_ray.use.footage import Footage, VideoError
+
+CODECS = {".mp4": "libx264", ".mkv": "libx264", ".ts": "libx264", ".avi": "mpeg4", ".webm": "libvpx-vp9"}
+
+
+def noise(frames: int, size: tuple[int, int] = (64, 96)) -> list[tuple[float, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [(n / 10, rng.integers(0, 255, (*size, 3), np.uint8)) for n in range(frames)]
+
+
+def read(path: str | Path, start: float = 0.0) -> tuple[dict[float, np.ndarray], int]:
+    """Pixels by time, in ms, and what was damaged."""
+    with Footage(str(path)) as footage:
+        return {round(still.time, 3): still.pixels() for still in footage.frames(start)}, footage.damaged
+
+
+@pytest.fixture(scope="module", params=CODECS)
+def film(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("film") / f"film{request.param}"
+    return Path(videos.write(path, noise(35), CODECS[request.param],
+                             **{"movflags": "faststart"} if request.param == ".mp4" else {}))
+
+
+def test_a_part_of_a_video_has_the_pixels_of_the_whole(film):
+    whole, damaged = read(film)
+    assert list(whole) == [round(n / 10, 3) for n in range(35)] and not damaged
+    part, _ = read(film, 1.7)
+    assert list(part) == [time for time in whole if time >= 1.7]
+    assert all((part[time] == whole[time]).all() for time in part)
+    assert not read(film, 99.0)[0]
+
+
+def test_a_damaged_tail_ends_the_video(film, tmp_path):
+    whole, _ = read(film)
+    content = film.read_bytes()
+    cut = tmp_path / f"cut{film.suffix}"
+    cut.write_bytes(content[: int(len(content) * 0.6)])
+    found, _ = read(cut)
+    assert 10 < len(found) < 25
+    assert all((found[time] == whole[time]).all() for time in found)  # and none with grey or smeared blocks
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_damage_within_costs_the_frames_that_refer_to_it(suffix, tmp_path):
+    film = Path(videos.write(tmp_path / f"film{suffix}", videos.walk(3.5), CODECS[suffix]))
+    whole, content = read(film)[0], film.read_bytes()
+    middle = len(content) // 2
+    film.write_bytes(content[:middle] + bytes(200) + content[middle + 200 :])
+    found, damaged = read(film)
+    assert damaged and 20 < len(found) < 35
+    assert {picture.tobytes() for picture in found.values()} <= {picture.tobytes() for picture in whole.values()}
+
+
+def test_the_picture_is_turned_and_stretched_as_its_metadata_say(tmp_path):
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:32, :48] = 255  # white at the top left
+    turned = videos.write(tmp_path / "turned.mp4", [(0.0, picture)], rotation=90)
+    with Footage(turned) as footage:
+        assert (footage.rotation, footage.width, footage.height) == (90, 64, 96)
+        shown = next(footage.frames()).pixels()
+    assert shown.shape == (96, 64, 3) and shown[80, 10].min() > 200 and shown[10, 10].max() < 50  # now at the bottom
+    wide = videos.write(tmp_path / "wide.mkv", [(0.0, picture)], shape=Fraction(3, 2))
+    with Footage(wide) as footage:
+        assert (footage.width, footage.height, footage.rotation) == (144, 64, 0)
+
+
+def test_times_are_those_of_a_variable_frame_rate(tmp_path):
+    times = [0.0, 0.04, 0.5, 0.51, 2.0, 2.033]
+    pictures = [picture for _, picture in noise(len(times))]
+    for name in ("film.mp4", "film.mkv"):
+        assert list(read(videos.write(tmp_path / name, zip(times, pictures, strict=True)))[0]) == times
+
+
+def sound(path: Path) -> None:
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=8000)
+        for _ in range(4):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 8000
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+
+
+def headless(path: Path) -> None:
+    """The end of an MP4 file, which says where the frames lie, is missing."""
+    videos.write(path, noise(5))
+    path.write_bytes((content := path.read_bytes())[: content.index(b"moov") - 4])
+
+
+def frameless(path: Path) -> None:
+    """What says where the frames lie is all that is there."""
+    content = Path(videos.write(path, noise(5), movflags="faststart")).read_bytes()
+    path.write_bytes(content[: content.index(b"mdat") + 4])
+
+
+@pytest.mark.parametrize(("make", "reason"), [
+    (lambda path: path.write_bytes(b""), "empty file"),
+    (lambda path: path.write_text("no video at all\n" * 50), "no video that FFmpeg can read"),
+    (lambda path: path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/hostname\n"),
+     "no video that FFmpeg can read"),
+    (headless, "or its end is missing"),
+    (sound, "sound alone"),
+    (frameless, "no frame of it can be decoded"),
+    (lambda path: None, "file not found")])
+def test_what_is_no_video_has_a_reason(tmp_path, make, reason):
+    make(tmp_path / "film.mp4")
+    with pytest.raises(VideoError, match=reason):
+        Footage(str(tmp_path / "film.mp4"))
