@@ -54,6 +54,9 @@ class TrainConfig:
     """Learning rate at its highest, after warm-up and before it falls."""
     lr_per_256: bool = False
     """Linear scaling rule: `lr` is that of batches of 256 images and is scaled to `batch_size`."""
+    body_lr: Positive = 1.0
+    """Learning rate of the layers before the last one, as a part of `lr`: they come with weights, the last one is new.
+    """
     momentum: BelowOne = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
@@ -70,10 +73,15 @@ class TrainConfig:
     """Largest norm of the gradient; longer ones are clipped. 0: none is."""
     label_smoothing: BelowOne = 0.0
     """Part of the target probability that is spread over all classes."""
+    average: BelowOne = 0.0
+    """Validate, keep and use a moving average of the weights, of which a step leaves this part (EMA); 0: none."""
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
     """Weight of a class in the loss: equal for all, or the inverse of (the square root of) its frequency."""
     sampling: Literal["natural", "balanced"] = "natural"
     """Images of an epoch: each one once, or drawn so that all classes are equally frequent."""
+    augmentation: Literal["paper", "strong"] = "paper"
+    """How training images are changed at random: a crop, a flip, grey for one in ten and a rotation of up to 1 degree,
+    as in the paper; or `strong`, with rotations of up to 12 degrees, another size, another light and hidden parts."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the forward pass; `auto`: bf16 on GPUs that have it, else fp32."""
     compile: bool = False

@@ -97,7 +97,8 @@ def score(config: Config, prepared: str, also: dict[str, str]) -> str:
     run = job.run_uri(config)
     montage = prepared_page.montage(prepared, config.train.seed)
     drawn = np.stack([augment.draws(config.train.seed, epoch, np.zeros(1, int))[0] for epoch in range(8)])
-    augmented = list(augment.train_transform([montage[0]["crop"]] * len(drawn), drawn))
+    augmented = list(augment.train_transform([montage[0]["crop"]] * len(drawn), drawn,
+                                             augment.NAMED[config.train.augmentation]))
     target = pages.write(run, result, {"montage": montage, "augmented": augmented, "explained": explained})
     print(f"{config.name}\n{metrics.per_class_table(result['metrics'])}\nreport: {run}/report.html", flush=True)
     return target

@@ -103,7 +103,7 @@ def _crop(picture: np.ndarray, face: list[int] | None, cropped: bool, config: Fa
         raise pixels.ImageError(f"the box {face} given for the face lies outside the {width} x {height} px")
     found = box is not None
     x, y, w, h = (0, 0, width, height) if box is None else box
-    crop = faces.cut(picture, (x, y, w, h), config.enlarge if found else 0.0)
+    crop = faces.crop_for(picture, (x, y, w, h) if found else None, config)
     bgr = crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
     encoded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
     return {"search": search, "box": [x, y, w, h], "face_found": found, "width": width, "height": height,

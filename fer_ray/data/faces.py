@@ -82,6 +82,13 @@ def cut(image: np.ndarray, box: Box, enlarge: float, size: int = CROP_SIDE) -> n
     return cv2.resize(found, (size, size), interpolation=how)
 
 
+def crop_for(image: np.ndarray, box: Box | None, config: FacesConfig) -> np.ndarray:
+    """What a network sees of uint8 [H, W(, 3)]: the face of `box`, grown, or the whole image; uint8 [256, 256(, 3)]."""
+    height, width = image.shape[:2]
+    crop = cut(image, box or (0, 0, width, height), config.enlarge if box else 0.0)
+    return to_gray(crop) if config.gray else crop
+
+
 class Finder(ABC):
     """Finds faces in an image."""
 

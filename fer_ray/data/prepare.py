@@ -73,7 +73,9 @@ def _stored_parts(uri: str, config: Config) -> provenance.Stored:
     stored = provenance.Stored(uri)
     asked = crops.made_with(config.faces)
     differing = [f"faces.{name} was {value!r} and is {asked['faces'].get(name)!r}" for made_with in stored.made_with
-                 for name, value in made_with["faces"].items() if asked["faces"].get(name) != value]
+                 # an option that was not there yet when the set was made did what its default does
+                 for name, value in (to_dict(FacesConfig()) | made_with["faces"]).items()
+                 if asked["faces"].get(name) != value]
     if _is_of_another_format(uri) or any(made_with["version"] != crops.VERSION for made_with in stored.made_with):
         differing = ["it was made by another version of this program"]
     if not differing:

@@ -6,7 +6,8 @@ same pixels wherever they are made: bit for bit on CPUs, and but for rounding on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -14,11 +15,30 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-# The paper's augmentation: a random crop of 224 x 224 px, flips, rotations of up to one degree, some images in grey.
 CROP = 224
-DEGREES = 1.0
 FLIP_P = 0.5
 GRAY_P = 0.1
+PAPER_COLUMNS, COLUMNS = 5, 15  # numbers drawn for an image: for what the paper does, and for all
+SMALLEST, LARGEST = 0.15, 0.45  # sides of the rectangle that is painted over, as parts of the image's side
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far images are changed, beyond what all trainings have: a random crop, flips, some images in grey."""
+
+    degrees: float
+    """Largest rotation to either side."""
+    zoom: float = 1.0
+    """Largest factor by which an image is enlarged or reduced."""
+    tone: float = 0.0
+    """Largest change of gamma, contrast and brightness: factors between 1 / (1 + tone) and 1 + tone."""
+    erase_p: float = 0.0
+    """Part of the images in which a rectangle is painted over (random erasing; Zhong et al. 2017)."""
+
+
+# `paper`: the paper's. `strong`: no face of somebody new is lost because it is tilted, of another size or in another
+# light than those in training, or because one part of it is hidden.
+NAMED = {"paper": Augmentation(degrees=1.0), "strong": Augmentation(degrees=12.0, zoom=1.2, tone=0.4, erase_p=0.25)}
 # ImageNet's mean and standard deviation of red, green and blue in 0..1, with which the backbones were pre-trained.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -30,30 +50,36 @@ def to_rgb(crop: np.ndarray) -> np.ndarray:
 
 
 def draws(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
-    """Random numbers of the train transform, float64 [N, 5] in [0, 1), for row ids int64 [N].
+    """Random numbers of the train transform, float64 [N, 15] in [0, 1), for row ids int64 [N].
 
-    The columns decide on the crop's left and top edge, the flip, the loss of colours and the angle. A row's numbers
-    are a function of (seed, epoch, row id) alone: they stand at the row's position in one stream of the epoch. So
-    neither the other rows of a batch nor the number of workers change them.
+    The columns decide on the crop's left and top edge, the flip, the loss of colours, the angle; the zoom; gamma,
+    contrast, brightness; whether a rectangle is painted over, its width, height, left and top edge and grey level.
+    A row's numbers are a function of (seed, epoch, row id) alone: they stand at the row's position in two streams of
+    the epoch. So neither the other rows of a batch nor the number of workers change them.
     """
-    stream = np.random.default_rng((seed, epoch, 1))  # (seed, epoch) without the 1 is the stream of the images' order
-    return stream.random((int(rows.max(initial=-1)) + 1, 5))[rows]
+    number = int(rows.max(initial=-1)) + 1
+    # (seed, epoch) without a third number is the stream of the images' order, and 2 that of the windows of rows
+    first, second = (np.random.default_rng((seed, epoch, stream)) for stream in (1, 3))
+    return np.hstack([first.random((number, PAPER_COLUMNS))[rows],
+                      second.random((number, COLUMNS - PAPER_COLUMNS))[rows]])
 
 
-def affine(drawn: np.ndarray, side: int) -> np.ndarray:
+def affine(drawn: np.ndarray, side: int, augmentation: Augmentation) -> np.ndarray:
     """Maps from pixels (x, y, 1) of the output to pixels (x, y) of the crop, float64 [N, 2, 3].
 
     They go backwards, since both OpenCV and torch ask for each output pixel where it comes from.
 
     Args:
-        drawn: random numbers of `draws`, [N, 5].
+        drawn: random numbers of `draws`, [N, 15].
         side: of the square crops, in px, at least 224.
+        augmentation: how far images are turned and zoomed.
     """
     left, top = np.floor(drawn[:, :2].T * (side - CROP + 1))
     mirrored = np.where(drawn[:, 2] < FLIP_P, -1.0, 1.0)
-    angle = np.deg2rad((2 * drawn[:, 4] - 1) * DEGREES)
-    # Rotate and perhaps mirror about the output's centre, then shift to where the output was cut from the crop.
-    centre, cos, sin = (CROP - 1) / 2, np.cos(angle), np.sin(angle)
+    angle = np.deg2rad((2 * drawn[:, 4] - 1) * augmentation.degrees)
+    scale = augmentation.zoom ** (2 * drawn[:, 5] - 1)
+    # Rotate, zoom and perhaps mirror about the output's centre, then shift to where the output was cut from the crop.
+    centre, cos, sin = (CROP - 1) / 2, scale * np.cos(angle), scale * np.sin(angle)
     x_from, y_from = np.stack([cos * mirrored, -sin], 1), np.stack([sin * mirrored, cos], 1)
     x_shift = left + centre - centre * x_from.sum(1)
     y_shift = top + centre - centre * y_from.sum(1)
@@ -61,29 +87,58 @@ def affine(drawn: np.ndarray, side: int) -> np.ndarray:
 
 
 def is_gray(drawn: np.ndarray) -> np.ndarray:
-    """Which images lose their colours, bool [N], for random numbers of `draws`, [N, 5]."""
+    """Which images lose their colours, bool [N], for random numbers of `draws`, [N, 15]."""
     return drawn[:, 3] < GRAY_P
 
 
-def train_transform(crops: list[np.ndarray], drawn: np.ndarray) -> np.ndarray:
-    """Random 224 crop, flip p = 0.5, rotation uniform in ±1°, grayscale p = 0.1 (paper, data augmentation).
+def change_tone(levels: Any, drawn: Any, augmentation: Augmentation) -> Any:
+    """Grey levels or colours in 0..255 with another gamma, contrast and brightness, in 0..255.
 
-    One affine map does crop, flip and rotation together: pixels are interpolated once, and read once.
+    Args:
+        levels: float array of NumPy or torch, its first dimension that of the images or 1.
+        drawn: random numbers of `draws`, [15, N], by the same library, with as many dimensions as `levels` after it.
+        augmentation: how far tones are changed.
+    """
+    gamma, contrast, brightness = ((1 + augmentation.tone) ** (2 * numbers - 1) for numbers in drawn[6:9])
+    return (((levels / 255) ** gamma - 0.5) * contrast + 0.5 * brightness).clip(0, 1) * 255
+
+
+def rectangles(drawn: np.ndarray, augmentation: Augmentation) -> np.ndarray:
+    """What is painted over: left, top, right and bottom edge in px and the grey level, int64 [N, 5].
+
+    Where nothing is, the rectangle is empty. `drawn`: random numbers of `draws`, [N, 15].
+    """
+    size = (SMALLEST + (LARGEST - SMALLEST) * drawn[:, 10:12]) * (drawn[:, 9:10] < augmentation.erase_p)
+    first = drawn[:, 12:14] * (1 - size)
+    return np.column_stack([first * CROP, (first + size) * CROP, drawn[:, 14] * 256]).astype(int)
+
+
+def train_transform(crops: list[np.ndarray], drawn: np.ndarray, augmentation: Augmentation) -> np.ndarray:
+    """Random 224 crop, flip p = 0.5, grayscale p = 0.1 (paper, data augmentation), and what `augmentation` says.
+
+    One affine map does crop, flip, rotation and zoom together: pixels are interpolated once, and read once.
 
     Args:
         crops: N of one side, uint8 [S, S] or [S, S, 3], S >= 224.
-        drawn: random numbers of `draws`, [N, 5].
+        drawn: random numbers of `draws`, [N, 15].
+        augmentation: one of `NAMED`.
 
     Returns: uint8 [N, 224, 224, 3].
     """
     images = np.empty((len(crops), CROP, CROP, 3), np.uint8)
-    maps = affine(drawn, crops[0].shape[0])
-    for image, crop, crop_map, gray in zip(images, crops, maps, is_gray(drawn), strict=True):
-        warped = cv2.warpAffine(crop, crop_map, (CROP, CROP), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    maps, painted = affine(drawn, crops[0].shape[0], augmentation), rectangles(drawn, augmentation)
+    # of each image, what becomes of each of the 256 levels
+    tables = change_tone(np.arange(256.0)[None], drawn.T[..., None], augmentation).round().astype(np.uint8)
+    for number, (crop, gray) in enumerate(zip(crops, is_gray(drawn), strict=True)):
+        warped = cv2.warpAffine(crop, maps[number], (CROP, CROP), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                                 borderMode=cv2.BORDER_REFLECT_101)
         if gray and warped.ndim == 3:
             warped = cv2.cvtColor(warped, cv2.COLOR_RGB2GRAY)
-        image[...] = to_rgb(warped)
+        left, top, right, bottom, level = painted[number]
+        if augmentation.tone:
+            warped = cv2.LUT(warped, tables[number])
+        warped[top:bottom, left:right] = level
+        images[number] = to_rgb(warped)
     return images
 
 
@@ -106,19 +161,24 @@ def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> torch.T
     return _normalise(batch.float())
 
 
-def train_tensor(crops: torch.Tensor, drawn: np.ndarray) -> torch.Tensor:
+def train_tensor(crops: torch.Tensor, drawn: np.ndarray, augmentation: Augmentation) -> torch.Tensor:
     """`train_transform` and `to_tensor` of uint8 crops [N, S, S, 3], on the device where they lie.
 
     Pixels differ from those of `train_transform` by rounding alone: OpenCV rounds positions to 1/32 px and results to
     whole grey levels, which torch does not.
 
-    `drawn`: random numbers of `draws`, [N, 5]. Returns: normalised float32 [N, 3, 224, 224].
+    Args:
+        crops: on any device.
+        drawn: random numbers of `draws`, [N, 15].
+        augmentation: one of `NAMED`.
+
+    Returns: normalised float32 [N, 3, 224, 224].
     """
     import torch
     import torch.nn.functional as F
 
-    side = crops.shape[1]
-    maps = torch.from_numpy(affine(drawn, side).astype(np.float32)).to(crops.device)[:, None, None]
+    side, numbers = crops.shape[1], torch.from_numpy(drawn.astype(np.float32)).to(crops.device)
+    maps = torch.from_numpy(affine(drawn, side, augmentation).astype(np.float32)).to(crops.device)[:, None, None]
     x = torch.arange(CROP, device=crops.device, dtype=torch.float32)[:, None]
     y = x[:, None]
     positions = maps[..., 0] * x + maps[..., 1] * y + maps[..., 2]  # [N, 224, 224, 2] in px of the crop
@@ -127,7 +187,13 @@ def train_tensor(crops: torch.Tensor, drawn: np.ndarray) -> torch.Tensor:
     # OpenCV's weights of red, green and blue in grey (ITU-R BT.601)
     luma = (warped * warped.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     gray = torch.from_numpy(is_gray(drawn)).to(crops.device).view(-1, 1, 1, 1)
-    return _normalise(torch.where(gray, luma, warped).permute(0, 2, 3, 1).contiguous())
+    images = torch.where(gray, luma, warped)
+    if augmentation.tone:
+        images = change_tone(images, numbers.T[..., None, None, None], augmentation)
+    painted = torch.from_numpy(rectangles(drawn, augmentation)).to(crops.device).view(-1, 5, 1, 1, 1)
+    left, top, right, bottom, level = painted.unbind(1)
+    inside = (x.view(1, 1, 1, -1) >= left) & (x.view(1, 1, 1, -1) < right) & (x >= top) & (x < bottom)
+    return _normalise(torch.where(inside, level.float(), images).permute(0, 2, 3, 1).contiguous())
 
 
 def eval_tensor(crops: torch.Tensor) -> torch.Tensor:

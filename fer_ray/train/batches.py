@@ -204,8 +204,8 @@ class Cached:
 
     to_input = staticmethod(augment.to_tensor)
 
-    def __init__(self, crops: Crops, seed: int, rank: int, world: int, threads: int = 1):
-        self.crops, self.labels = crops, crops.labels
+    def __init__(self, crops: Crops, augmentation: str, seed: int, rank: int, world: int, threads: int = 1):
+        self.crops, self.labels, self.augmentation = crops, crops.labels, augment.NAMED[augmentation]
         self.seed, self.rank, self.world, self.threads = seed, rank, world, threads
 
     def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
@@ -215,7 +215,7 @@ class Cached:
 
         def make(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             crops = [self.crops.images[i] for i in positions]
-            return augment.train_transform(crops, drawn[positions]), self.labels[positions]
+            return augment.train_transform(crops, drawn[positions], self.augmentation), self.labels[positions]
 
         return prefetch(make, steps[first:], self.threads)
 
@@ -230,13 +230,13 @@ class Cached:
 class OnDevice:
     """Decoded crops in the device's memory. A GPU augments them faster than all CPUs beside it could."""
 
-    def __init__(self, crops: Crops, seed: int, rank: int, world: int, device):
+    def __init__(self, crops: Crops, augmentation: str, seed: int, rank: int, world: int, device):
         self.pixels = to_device(np.stack([augment.to_rgb(image) for image in crops.images]), device)
-        self.rows, self.labels = crops.rows, crops.labels
+        self.rows, self.labels, self.augmentation = crops.rows, crops.labels, augment.NAMED[augmentation]
         self.seed, self.rank, self.world = seed, rank, world
 
     def train_steps(self, epoch: int, batch_size: int, first: int, sampling: str) -> Iterator[tuple]:
-        """See `Source`; an image is its position, int64 [n], with the numbers drawn to augment it, float64 [n, 5]."""
+        """See `Source`; an image is its position, int64 [n], with the numbers drawn to augment it, float64 [n, 15]."""
         order = epoch_order(self.labels, self.seed, epoch, sampling)
         drawn = augment.draws(self.seed, epoch, self.rows)
         for positions in train_positions(order, batch_size, self.rank, self.world)[first:]:
@@ -251,7 +251,7 @@ class OnDevice:
         """The normalised images at these positions, float32 [n, 3, 224, 224]; augmented if numbers were drawn."""
         positions, drawn = images
         crops = self.pixels[to_device(positions, device)]
-        return augment.eval_tensor(crops) if drawn is None else augment.train_tensor(crops, drawn)
+        return augment.eval_tensor(crops) if drawn is None else augment.train_tensor(crops, drawn, self.augmentation)
 
 
 class Streamed:
@@ -259,9 +259,10 @@ class Streamed:
 
     to_input = staticmethod(augment.to_tensor)
 
-    def __init__(self, uri: str, index: pd.DataFrame, seed: int, rank: int, world: int):
+    def __init__(self, uri: str, index: pd.DataFrame, augmentation: str, seed: int, rank: int, world: int):
         rows = index.sort_values(["part", "row"])  # so that few parts hold what is evaluated together
-        self.uri, self.seed, self.rank, self.world = uri, seed, rank, world
+        self.uri, self.augmentation = uri, augmentation
+        self.seed, self.rank, self.world = seed, rank, world
         self.rows, self.positions = rows["row"].to_numpy(), rows["part_row"].to_numpy()
         self.parts, names = pd.factorize(rows["part"])
         self.names = np.asarray(names, dtype=object)
@@ -291,7 +292,8 @@ class Streamed:
         data = ray.data.from_items(items, override_num_blocks=len(items))
         # Ray Data hands on whatever block is ready first; the order of samples must not depend on that
         data.context.execution_options.preserve_order = True
-        load: Any = functools.partial(_load_window, uri=self.uri, names=self.names, seed=self.seed, epoch=epoch)
+        load: Any = functools.partial(_load_window, uri=self.uri, names=self.names, augmentation=self.augmentation,
+                                      seed=self.seed, epoch=epoch)
         made = data.map_batches(load, batch_size=1, **resources.reading_task_options())
         blocks = (block["picture"] for block in made.iter_batches(batch_size=None, prefetch_batches=2))
         pending: list[np.ndarray] = []
@@ -343,13 +345,14 @@ def labels_of(index: pd.DataFrame) -> np.ndarray:
     return index["expression"].map({e: i for i, e in enumerate(EXPRESSIONS)}).to_numpy()
 
 
-def _load_window(batch: dict, uri: str, names: np.ndarray, seed: int, epoch: int | None) -> dict:
+def _load_window(batch: dict, uri: str, names: np.ndarray, augmentation: str, seed: int, epoch: int | None) -> dict:
     """Decode and transform the rows of windows, in their order; augmented if there is an `epoch`.
 
     Args:
         batch: of each window `rows` (ids), `parts` (positions in `names`) and `positions` in these parts.
         uri: of the prepared set.
         names: of its parts.
+        augmentation: `train.augmentation`.
         seed: of the training.
         epoch: from 0.
     """
@@ -362,6 +365,9 @@ def _load_window(batch: dict, uri: str, names: np.ndarray, seed: int, epoch: int
             read = prepared_set.read_crops_of_part(uri, names[part], positions[of_part])
             crop_of_row |= zip(rows[of_part], read, strict=True)
         crops = [crop_of_row[row] for row in rows]
-        pictures.append(augment.train_transform(crops, augment.draws(seed, epoch, rows)) if epoch is not None
-                        else np.stack([augment.eval_transform(crop) for crop in crops]))
+        if epoch is None:
+            pictures.append(np.stack([augment.eval_transform(crop) for crop in crops]))
+        else:
+            drawn = augment.draws(seed, epoch, rows)
+            pictures.append(augment.train_transform(crops, drawn, augment.NAMED[augmentation]))
     return {"picture": np.concatenate(pictures)}

@@ -20,7 +20,7 @@ from fer_ray import scratch, storage
 from fer_ray.config import TrainConfig, to_dict
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.model import backbones, checkpoints, metrics
-from fer_ray.train import batches, live, schedule, tracking
+from fer_ray.train import averaging, batches, live, schedule, tracking
 from fer_ray.train.job import SplitInput, TrainJob
 
 NUM_CLASSES = len(EXPRESSIONS)
@@ -76,17 +76,20 @@ def fit(job: TrainJob, worker: Worker) -> None:
     settings, rank, world, device = job.config.train, worker.rank, worker.world, worker.device
     torch.set_num_threads(job.threads)
     cv2.setNumThreads(1)  # images are small: a pool of threads for each costs more than it gains
-    model, progress, optimizer_state = _resume(job, rank)
+    model, progress, saved = _resume(job, rank)
     if rank == 0:
         tracking.catch_up(job.run, progress["history"], settings.mlflow)
     # channels last, as the batches are: convolutions are faster so
     model = model.to(device).to(memory_format=torch.channels_last)
+    average = averaging.Average(model, settings.average, saved.get("averaged_steps", 0))
+    if "trained" in saved:  # `model` has the weights of the average, with which it goes on
+        backbones.fill(model, saved["trained"])
     train_data = open_source(job.input.train, job, worker)
     val_data = open_source(job.input.val, job, worker)
-    network = backbones.head(model, settings.backbone) if settings.layers == "head" else model
-    optimizer = sgd(network, settings)
-    if optimizer_state:
-        optimizer.load_state_dict(optimizer_state)
+    network = _part_in_training(model, settings)
+    optimizer = sgd(model, settings)
+    if saved:
+        optimizer.load_state_dict(saved["optimizer"])
     compiled: Any = torch.compile(network) if settings.compile else network
     parallel = worker.wrap(compiled) if world > 1 else compiled
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(settings, device))
@@ -99,7 +102,7 @@ def fit(job: TrainJob, worker: Worker) -> None:
         epoch, first = progress["epoch"], progress["step"]
         lr = schedule.lr_at(epoch, settings)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_share"]
         network.train()
         # sum of losses, and images; what earlier workers of this epoch did is shared out among those of today
         total = torch.tensor(progress["total"], dtype=torch.float64).div(world).to(device)
@@ -109,6 +112,7 @@ def fit(job: TrainJob, worker: Worker) -> None:
             torch.manual_seed(hash((settings.seed, epoch, step, rank)) % 2**63)  # of dropout
             loss = train_step(parallel, optimizer, train_data.to_input(images, device),
                               batches.to_device(labels, device), class_weights, batch_size / world, settings, autocast)
+            average.update()
             total += torch.stack([loss.double(), loss.new_tensor(len(labels), dtype=torch.float64)])
             ticker.tick(epoch, (step + 1) * batch_size, num_steps * batch_size)
             if settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0:
@@ -116,10 +120,11 @@ def fit(job: TrainJob, worker: Worker) -> None:
                 if not math.isfinite(so_far[0]):
                     break
                 within: Progress = {**progress, "step": step + 1, "total": so_far.tolist()}
-                worker.report(None, save(job, worker, model, optimizer, within, None))
+                worker.report(None, save(job, worker, average, optimizer, within, None))
         total = sum_over_workers(total, world)
         train_s = clock.seconds()
-        val_loss, confusion = validate(network, val_data, settings.batch_size, world, device, autocast)
+        val_loss, confusion = validate(_part_in_training(average.network, settings), val_data, settings.batch_size,
+                                       world, device, autocast)
         train_loss = float(total[0] / total[1])
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             return _note_divergence(job, epoch, train_loss, val_loss, rank)
@@ -131,7 +136,7 @@ def fit(job: TrainJob, worker: Worker) -> None:
                    "data_wait_s": clock.waited, "workers": world, "loop_begun_at": begun,
                    "first_batch_at": clock.first_at, "ended_at": time.time()}
         progress = _after_epoch(progress, numbers)
-        worker.report(numbers, save(job, worker, model, optimizer, progress, numbers))
+        worker.report(numbers, save(job, worker, average, optimizer, progress, numbers))
 
 
 def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor,
@@ -197,19 +202,19 @@ def sum_over_workers(tensor: torch.Tensor, world: int) -> torch.Tensor:
     return tensor.cpu()
 
 
-def save(job: TrainJob, worker: Worker, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress,
-         numbers: dict | None) -> str | None:
+def save(job: TrainJob, worker: Worker, average: averaging.Average, optimizer: torch.optim.Optimizer,
+         progress: Progress, numbers: dict | None) -> str | None:
     """Write a checkpoint to a temporary folder, on rank 0; the folder. `numbers`: of an epoch that has just ended."""
     if worker.rank != 0:
         return None
     folder = tempfile.mkdtemp(dir=scratch.folder())
     description = {"progress": {key: progress[key] for key in ("epoch", "step")},
                    "at_end_of_epoch": numbers is not None,
-                   "parameters": sum(weights.numel() for weights in model.parameters()), "metrics": numbers or {},
-                   "history": progress["history"], "config": to_dict(job.config),
+                   "parameters": sum(weights.numel() for weights in average.network.parameters()),
+                   "metrics": numbers or {}, "history": progress["history"], "config": to_dict(job.config),
                    "data_fingerprint": job.input.data_fingerprint, "versions": {"torch": torch.__version__}}
-    checkpoints.save(folder, job.config.train.backbone, model,
-                     {"optimizer": optimizer.state_dict(), "progress": progress}, description)
+    checkpoints.save(folder, job.config.train.backbone, average.network,
+                     {"optimizer": optimizer.state_dict(), "progress": progress, **average.state()}, description)
     return folder
 
 
@@ -240,12 +245,24 @@ class Clock:
 
 
 def sgd(model: torch.nn.Module, settings: TrainConfig) -> torch.optim.SGD:
-    """SGD with momentum; weight decay for matrices and kernels only, not for biases and norms."""
-    decayed = [weights for weights in model.parameters() if weights.ndim > 1]
-    spared = [weights for weights in model.parameters() if weights.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=schedule.lr_at(0, settings), momentum=settings.momentum,
-                           nesterov=settings.nesterov, fused=True)
+    """SGD with momentum over what `train.layers` names.
+
+    Weight decay is for matrices and kernels only, not for biases and norms. A group's `lr_share` is the part of the
+    learning rate that it gets: layers that come with ImageNet weights may need less than the new last one.
+    """
+    head = set(backbones.head(model, settings.backbone).parameters())
+    groups: dict[tuple, list] = {}
+    for weights in _part_in_training(model, settings).parameters():
+        groups.setdefault((weights in head, weights.ndim > 1), []).append(weights)
+    return torch.optim.SGD(
+        [{"params": members, "weight_decay": settings.weight_decay if decayed else 0.0,
+          "lr_share": 1.0 if is_head else settings.body_lr} for (is_head, decayed), members in groups.items()],
+        lr=schedule.lr_at(0, settings), momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
+
+
+def _part_in_training(model: torch.nn.Module, settings: TrainConfig) -> torch.nn.Module:
+    """The network, or its last layer if that alone is trained."""
+    return backbones.head(model, settings.backbone) if settings.layers == "head" else model
 
 
 def loss_weights(labels: np.ndarray, how: str) -> torch.Tensor:
@@ -267,20 +284,23 @@ def open_source(split: SplitInput, job: TrainJob, worker: Worker) -> batches.Sou
     """The batches of a split for this worker."""
     settings = job.config.train
     place = settings.seed, worker.rank, worker.world
+    augmented = settings.augmentation, *place
     if split.kind == "streamed":
         assert split.index is not None
-        return batches.Streamed(split.prepared, split.index, *place)
+        return batches.Streamed(split.prepared, split.index, *augmented)
     if split.kind == "features":
         return batches.Features(*batches.fetch_features(split.references), *place)
     crops = batches.fetch_crops(split.references)
     if batches.device_bytes(crops) < ON_DEVICE_SHARE * _free_bytes(worker.device):
-        return batches.OnDevice(crops, *place, worker.device)
+        return batches.OnDevice(crops, *augmented, worker.device)
     # One thread keeps ahead of a CPU, and more would take time from the network; a GPU needs all that its worker has.
-    return batches.Cached(crops, *place, job.threads if settings.use_gpu else 1)
+    return batches.Cached(crops, *augmented, job.threads if settings.use_gpu else 1)
 
 
-def _resume(job: TrainJob, rank: int) -> tuple[torch.nn.Module, Progress, dict | None]:
-    """Network, progress and optimiser state of the run's most advanced checkpoint that is whole, or of the start.
+def _resume(job: TrainJob, rank: int) -> tuple[torch.nn.Module, Progress, dict]:
+    """Network, progress and training state of the run's most advanced checkpoint that is whole, or of the start.
+
+    The training state (`checkpoints.load_train_state`) is empty at the start.
 
     Raises: storage.StorageError if storage does not answer. That must never be taken for a run without checkpoints,
         which begins anew.
@@ -293,9 +313,9 @@ def _resume(job: TrainJob, rank: int) -> tuple[torch.nn.Module, Progress, dict |
         checkpoints.remove_leftovers(job.run, newest)
     if newest is None:
         begin: Progress = {"epoch": 0, "step": 0, "total": [0.0, 0.0], "best": -1.0, "best_epoch": -1, "history": []}
-        return backbones.fill(model, ray.get(job.input.start_state)), begin, None
+        return backbones.fill(model, ray.get(job.input.start_state)), begin, {}
     saved = checkpoints.load_train_state(newest)
-    return backbones.fill(model, checkpoints.load_weights(newest)), saved["progress"], saved["optimizer"]
+    return backbones.fill(model, checkpoints.load_weights(newest)), saved["progress"], saved
 
 
 def _after_epoch(progress: Progress, numbers: dict) -> Progress:

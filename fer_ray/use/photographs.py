@@ -82,7 +82,7 @@ class Cutter:
                               or cropped == "auto" and faces.fills(self._finder(), picture)):
                 height, width = picture.shape[:2]
                 box = (0, 0, width, height)
-                found = [Crop(faces.cut(picture, box, 0.0), box, None, whole=True)]
+                found = [Crop(faces.crop_for(picture, None, self.search.config), box, None, whole=True)]
         except cv2.error as error:
             if error.code == cv2.Error.StsNoMem:
                 raise
@@ -113,8 +113,7 @@ class Cutter:
         return self._cut(picture, faces.largest_first(found))
 
     def _cut(self, picture: np.ndarray, found: list[faces.Found]) -> list[Crop]:
-        enlarge = self.search.config.enlarge
-        return [Crop(faces.cut(picture, one.box, enlarge), one.box, one.score) for one in found]
+        return [Crop(faces.crop_for(picture, one.box, self.search.config), one.box, one.score) for one in found]
 
     def _tilted(self, picture: np.ndarray) -> list[Crop]:
         """The faces of the picture turned to the side on which there are more, or the surer ones."""

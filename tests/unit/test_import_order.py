@@ -51,6 +51,7 @@ ORDER = {
     "model.registry": False,
     "model.metrics": False,
     "train.schedule": False,
+    "train.averaging": False,
     "train.resources": False,
     "train.batches": False,
     "train.job": False,

@@ -8,17 +8,27 @@ from fer_ray.model import augment
 CROP = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
 
 
-def transformed(crop: np.ndarray, seed: int, epoch: int, rows) -> np.ndarray:
+def transformed(crop: np.ndarray, seed: int, epoch: int, rows, augmentation: str = "paper") -> np.ndarray:
     rows = np.array(rows)
-    return augment.train_transform([crop] * len(rows), augment.draws(seed, epoch, rows))
+    return augment.train_transform([crop] * len(rows), augment.draws(seed, epoch, rows), augment.NAMED[augmentation])
 
 
-def test_same_seed_epoch_and_row_give_the_same_pixels_and_others_do_not():
-    first = transformed(CROP, 1, 2, [3])
+@pytest.mark.parametrize("augmentation", ["paper", "strong"])
+def test_same_seed_epoch_and_row_give_the_same_pixels_and_others_do_not(augmentation):
+    first = transformed(CROP, 1, 2, [3], augmentation)
     assert first.shape == (1, 224, 224, 3) and first.dtype == np.uint8
-    assert (first == transformed(CROP, 1, 2, [70, 3, 5])[1]).all()
+    assert (first == transformed(CROP, 1, 2, [70, 3, 5], augmentation)[1]).all()
     for seed, epoch, row in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
-        assert (first != transformed(CROP, seed, epoch, [row])).any()
+        assert (first != transformed(CROP, seed, epoch, [row], augmentation)).any()
+
+
+def test_strong_hides_a_part_and_changes_the_light_of_some_images():
+    made = transformed(np.full((256, 256), 100, np.uint8), 0, 0, range(400), "strong")[..., 0]
+    light = np.array([np.bincount(image.ravel()).argmax() for image in made])
+    hidden = (made != light[:, None, None]).mean((1, 2))
+    assert np.mean(hidden > 0) == pytest.approx(0.25, abs=0.05)
+    assert 0.02 <= hidden[hidden > 0].min() and hidden.max() <= 0.21
+    assert 20 < light.min() < 60 and 140 < light.max() < 220 and np.median(light) == pytest.approx(100, abs=12)
 
 
 def test_flip_and_grayscale_happen_as_often_as_the_paper_says():

@@ -26,29 +26,31 @@ def test_workers_share_one_order_without_overlap(world):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_no_image_is_counted_twice_or_dropped_in_evaluation(world):
-    found = [batches.Cached(crops(29), 0, rank, world).eval_batches(4) for rank in range(world)]
+    found = [batches.Cached(crops(29), "paper", 0, rank, world).eval_batches(4) for rank in range(world)]
     labels = np.concatenate([labels for share in found for _, labels in share])
     assert (np.bincount(labels) == np.bincount(np.arange(29) % 8)).all()
 
 
 def test_threads_and_a_later_start_change_no_pixel():
-    whole = list(batches.Cached(crops(23), 5, 0, 1, threads=1).train_steps(2, 4, 0, "natural"))
-    tail = list(batches.Cached(crops(23), 5, 0, 1, threads=3).train_steps(2, 4, 2, "natural"))
+    whole = list(batches.Cached(crops(23), "strong", 5, 0, 1, threads=1).train_steps(2, 4, 0, "natural"))
+    tail = list(batches.Cached(crops(23), "strong", 5, 0, 1, threads=3).train_steps(2, 4, 2, "natural"))
     assert len(whole) == 5 and len(tail) == 3
     for (one, labels), (two, others) in zip(whole[2:], tail, strict=True):
         assert (one == two).all() and (labels == others).all()
-    halves = [list(batches.Cached(crops(23), 5, rank, 2).train_steps(2, 4, 0, "natural")) for rank in (0, 1)]
+    halves = [list(batches.Cached(crops(23), "strong", 5, rank, 2).train_steps(2, 4, 0, "natural")) for rank in (0, 1)]
     for step, (pictures, labels) in enumerate(whole):
         assert (halves[0][step][0] == pictures[::2]).all() and (halves[1][step][1] == labels[1::2]).all()
 
 
-def test_a_split_on_the_device_gives_what_one_in_memory_gives():
+@pytest.mark.parametrize("augmentation", ["paper", "strong"])
+def test_a_split_on_the_device_gives_what_one_in_memory_gives(augmentation):
     rng = np.random.default_rng(1)
     faces = [cv2.GaussianBlur(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8), (0, 0), 3) for _ in range(40)]
     faces = batches.Crops([cv2.normalize(f, None, 0, 255, cv2.NORM_MINMAX) for f in faces], np.arange(40) % 8,
                           np.arange(40) * 3)
     faces.images[7] = faces.images[7][..., 0]
-    memory, device = batches.Cached(faces, 5, 1, 2), batches.OnDevice(faces, 5, 1, 2, "cpu")
+    memory, device = (kind(faces, augmentation, 5, 1, 2, *rest) for kind, rest in ((batches.Cached, []),
+                                                                                    (batches.OnDevice, ["cpu"])))
     for one, two in ((memory.train_steps(2, 16, 1, "natural"), device.train_steps(2, 16, 1, "natural")),
                      (memory.eval_batches(16), device.eval_batches(16))):
         for (images, labels), (chosen, others) in zip(one, two, strict=True):

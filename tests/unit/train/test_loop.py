@@ -93,7 +93,9 @@ def assert_equal(one: dict, two: dict) -> None:
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_run_that_died_after_each_report_ends_with_the_weights_and_files_of_one_that_did_not(job, temporary):
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_run_that_died_after_each_report_ends_with_the_weights_and_files_of_one_that_did_not(job, temporary, average):
+    job = renamed(job, "whole", average=average)
     train(job)
     other = renamed(job, "other")
     for _ in range(4):

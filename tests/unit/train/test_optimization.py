@@ -32,7 +32,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     for parts in (1, 3):
         torch.manual_seed(1)
         model = backbones.build("timm:test_convnext")
-        t = TrainConfig(lr=0.1, micro_batches=parts, clip_norm=0.5, nesterov=True, weight_decay=0.1)
+        t = TrainConfig(backbone="timm:test_convnext", lr=0.1, micro_batches=parts, clip_norm=0.5, nesterov=True,
+                        weight_decay=0.1)
         loop.train_step(model, loop.sgd(model, t), images, labels, torch.ones(8), 6, t,
                         contextlib.nullcontext())
         ended.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
@@ -40,6 +41,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
 
 
 def test_weight_decay_spares_biases_and_norms():
-    decayed, spared = loop.sgd(backbones.build("resnet18"), TrainConfig(weight_decay=0.1)).param_groups
-    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0
-    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in spared["params"])
+    groups = loop.sgd(backbones.build("resnet18"), TrainConfig(backbone="resnet18", weight_decay=0.1)).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1 * (group["params"][0].ndim > 1) for group in groups]
+    assert all(len({p.ndim > 1 for p in group["params"]}) == 1 for group in groups)
+
+
+def test_the_body_learns_at_its_part_of_the_learning_rate():
+    groups = loop.sgd(backbones.build("resnet18"), TrainConfig(backbone="resnet18", body_lr=0.2)).param_groups
+    shares = {tuple(p.shape): group["lr_share"] for group in groups for p in group["params"]}
+    assert shares[(8, 512)] == 1 and shares[(8,)] == 1 and shares[(64, 3, 7, 7)] == 0.2

@@ -56,6 +56,17 @@ def test_the_package_is_light_and_so_is_the_name():
     assert light.stdout.strip() == "[]"
 
 
+def test_faces_of_a_coloured_photograph_are_grey_where_training_made_them_so(tmp_path):
+    tinted = (np.stack([SCENE] * 3, 2) if SCENE.ndim == 2 else SCENE) * np.array([1, 0.8, 0.6])
+    config = FacesConfig(gray=True)
+    found = photographs.Cutter(photographs.Search(config)).crops(tinted.astype(np.uint8))
+    assert [crop.pixels.shape for crop in found] == [(256, 256)] * 2
+    file = tmp_path / "tinted.png"
+    file.write_bytes(png(tinted.astype(np.uint8)[..., ::-1]))
+    row, _, _ = crops.crop_image({"image": str(file), "face": None, "cropped": False}, config)
+    assert (prepared_set.decode_crop(row["crop"]) == found[0].pixels).all()
+
+
 def test_every_face_with_box_score_and_probabilities_the_largest_first(recognize):
     result = recognize(SCENE)
     assert result.reason is None and result.image == "#0" and len(result.faces) == 2
