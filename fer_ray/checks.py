@@ -193,7 +193,7 @@ def _contradictions(config: Config) -> list[str]:
         (train.mlflow and not importlib.util.find_spec("mlflow"),
          "train.mlflow: needs the package mlflow: pip install -e '.[mlflow]'"),
         (train.nesterov and train.momentum == 0, "train.nesterov: needs train.momentum greater than 0"),
-        (train.min_workers > train.num_workers,
+        (0 < train.num_workers < train.min_workers,
          f"train.min_workers: {train.min_workers} must not exceed train.num_workers {train.num_workers}"),
         (train.batch_size < train.num_workers,
          f"train.batch_size: {train.batch_size} is smaller than train.num_workers {train.num_workers}"),

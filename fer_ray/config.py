@@ -19,6 +19,7 @@ from fer_ray.values import (
     AtLeast1,
     Backbone,
     BelowOne,
+    Device,
     Name,
     NotNegative,
     Positive,
@@ -90,12 +91,13 @@ class TrainConfig:
     """Training stops after this many epochs without a better balanced accuracy on val."""
     seed: Seed = 0
     """Seed of new weights, of the order of images, of augmentation and of dropout."""
-    num_workers: AtLeast1 = 1
-    """Number of training processes (DDP)."""
+    device: Device = "auto"
+    """Where the networks are trained: `cuda` on one GPU a worker, `cpu`, or `auto`: on GPUs if the cluster has any."""
+    num_workers: AtLeast0 = 0
+    """Number of training processes (DDP); 0: one for each GPU of the cluster, shared out among trainings that run side
+    by side, and a single one on CPUs."""
     min_workers: AtLeast0 = 0
     """Elastic training: go on with as few workers as this when nodes are lost; 0: always with `num_workers`."""
-    use_gpu: bool = False
-    """Use one GPU per worker; otherwise CPUs."""
     cache_gb: NotNegative = 8.0
     """Decoded crops that may stay in a node's memory, in GiB; a larger set is read and decoded again in each epoch."""
     checkpoint_every_steps: AtLeast0 = 0
@@ -165,6 +167,8 @@ class EvaluateConfig:
     """Folder of the checkpoint; empty: the best one of the run `name`."""
     batch_size: AtLeast1 = 64
     """Images per forward pass."""
+    device: Device = "auto"
+    """Where the checkpoint is scored: `cuda`, one GPU a task, `cpu`, or `auto`: on GPUs if the cluster has any."""
     floor: bool = False
     """Also score a logistic regression on frozen ImageNet features of the same backbone and split, which fine-tuning
     should beat."""
@@ -191,6 +195,8 @@ class PredictConfig:
     """Where no face is found, turn the photograph by 30 degrees to either side and search again."""
     min_face: AtLeast0 = 0
     """Smallest side of a face in px; smaller ones are left out."""
+    device: Device = "auto"
+    """Where the network computes: `cuda`, a worker on each GPU, `cpu`, or `auto`: on GPUs if the cluster has any."""
     annotate: bool = False
     """Also write copies of the photographs with boxes and expressions, and a page that shows them."""
 

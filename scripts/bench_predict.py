@@ -83,7 +83,7 @@ def with_python(images: list[str], recognizer: Recognizer, table: Path) -> int:
 def with_ray(images: list[str], checkpoint: str, folder: str) -> int:
     """The pipeline of jobs/predict.py; the number of faces."""
     pictures = [inputs.Picture(image, 0, 0, None) for image in images]
-    job = batch.Job(folder, pictures, checkpoint, Search(FacesConfig()), use_gpu=False)
+    job = batch.Job(folder, pictures, checkpoint, Search(FacesConfig()), device="cpu")
     return int(pd.read_csv(batch.predict(job))["face"].notna().sum())
 
 

@@ -73,7 +73,7 @@ def measure_job(storage: str, backbone: str, options) -> dict:
     command = [sys.executable, str(TRAIN_JOB), "--storage", storage, "--prepared", "set", "--name", name,
                "--train.backbone", backbone, "--train.weights", "none", "--train.epochs", str(EPOCHS),
                "--train.batch_size", str(options.batch_size), "--train.num_workers", str(options.num_workers),
-               "--train.use_gpu", str(options.device == "cuda"), "--train.precision", options.precision]
+               "--train.device", options.device, "--train.precision", options.precision]
     start = time.time()
     done = subprocess.run(command, capture_output=True, text=True)
     end = time.time()

@@ -21,15 +21,15 @@ from fer_ray.config import Config
 # The options that a verb reads, by name or by section.
 _RUN = ("name", "storage", "prepared")
 _PREPARE = (*_RUN, "replace", "data", "faces", "split")
-_SCORE = ("evaluate.batch_size", "evaluate.floor", "evaluate.groups", "card")
+_SCORE = ("evaluate.batch_size", "evaluate.device", "evaluate.floor", "evaluate.groups", "card")
 _ALL_STAGES = (*_PREPARE, "train", "evaluate", "card")
 USES = {
     "pipeline": _ALL_STAGES,
     "prepare": _PREPARE,
     "train": (*_RUN, "train"),
-    "evaluate": (*_PREPARE, "evaluate", "card", "train.use_gpu", "train.seed"),
-    "predict": ("name", "storage", "predict", "data.table.image_column", "faces.model", "train.use_gpu"),
-    "export": (*_RUN, "export", "evaluate.batch_size"),
+    "evaluate": (*_PREPARE, "evaluate", "card", "train.seed"),
+    "predict": ("name", "storage", "predict", "data.table.image_column", "faces.model"),
+    "export": (*_RUN, "export", "evaluate.batch_size", "evaluate.device"),
     "tune": (*_PREPARE, "train", "tune", *_SCORE),
     "crossval": (*_ALL_STAGES, "protocol"),
     "compare": (*_ALL_STAGES, "compare"),
@@ -39,7 +39,8 @@ USES = {
 # These come first in `--help`, since most commands give some of them.
 COMMON = ("name", "storage", "prepared", "data.root", "data.kind", "predict.images", "predict.checkpoint",
           "export.checkpoint", "export.formats", "labels",
-          "train.backbone", "train.epochs", "train.batch_size", "train.lr", "train.num_workers", "train.use_gpu")
+          "train.backbone", "train.epochs", "train.batch_size", "train.lr", "train.num_workers", "train.device",
+          "evaluate.device", "predict.device")
 WIDTH = 100
 
 

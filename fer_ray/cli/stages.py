@@ -41,7 +41,7 @@ def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
                             f"{data.rejected.num_rows:,} more rejected by their labels",
                         ledger.line(data.ledger)])
     connection.connect()
-    _require(trainings)
+    _require(config, trainings)
     uri = prepare.prepare(config, data)
     page = storage.join(uri, "prepare.html")
     if not storage.exists(page):
@@ -50,12 +50,15 @@ def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
     return uri
 
 
-def _require(trainings: list[TrainConfig]) -> None:
+def _require(config: Config, trainings: list[TrainConfig]) -> None:
     """Raise what would keep one of these trainings from starting: too small a cluster, or weights that do not fit."""
     import ray
 
+    trainings = [resources.settle(training_config) for training_config in trainings]
     for training_config in trainings:
         resources.are_available(training_config)
+    if trainings:  # they are scored afterwards
+        resources.device_for(config.evaluate.device, "evaluate.device")
     ray.get([inputs.load_start_state(training_config)[1] for training_config in trainings])
 
 
@@ -93,6 +96,9 @@ def prepare_also(config: Config) -> dict[str, str]:
 
 def score(config: Config, prepared: str, also: dict[str, str]) -> str:
     """Evaluate a run and write its report; URI of result.json."""
+    device = resources.device_for(config.evaluate.device, "evaluate.device")
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, device=device))
+    wording.say("evaluate", [f"scoring on {wording.DEVICES[device]}"])
     result, explained = evaluation.evaluate(config, prepared, also)
     run = job.run_uri(config)
     montage = prepared_page.montage(prepared, config.train.seed)
@@ -115,8 +121,10 @@ def run_predict(config: Config) -> str:
     if checkpoints.read_temperature(checkpoint) is None:
         wording.say("predict", [f"{checkpoint}: {recognizer.NOT_CALIBRATED}"])
     connection.connect()
+    device = resources.device_for(config.predict.device, "predict.device")
     job = batch.Job(storage.join(config.storage, "predictions", config.name), pictures, checkpoint, search,
-                    config.train.use_gpu)
+                    device)
+    wording.say("predict", [f"the network computes on {wording.DEVICES[device]}"])
     uri = batch.predict(job)
     wording.say("predict", [wording.predictions(pd.read_csv(io.BytesIO(storage.read_bytes(uri))))])
     if config.predict.annotate:

@@ -30,7 +30,7 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     The probabilities of each image go to `predictions.csv` (`predictions-NAME.csv`) in the run's folder.
 
     Args:
-        config: of the run.
+        config: of the run; `evaluate.device` is chosen.
         prepared: URI of the prepared set.
         also: URIs of the further prepared sets, by name.
 
@@ -55,7 +55,7 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     if not len(test):
         raise DataError(f"{prepared}: the test split is empty")
     everything = inference.predict(prepared, held_out, config.evaluate.batch_size, checkpoint=checkpoint,
-                                   use_gpu=config.train.use_gpu)
+                                   device=config.evaluate.device)
     is_test = (held_out["split"] == "test").to_numpy()
     probabilities = everything[is_test]
     labels, subjects = batches.labels_of(test), column_of(test, "subject")
@@ -125,7 +125,7 @@ def floor(config: Config, prepared: str, index: pd.DataFrame, backbone: str) -> 
     from sklearn.preprocessing import StandardScaler
 
     rows, frozen = _frozen_features(prepared_set.base_uri(prepared), backbone, config.evaluate.batch_size,
-                                    config.train.use_gpu)
+                                    config.evaluate.device)
     features = frozen[rows.get_indexer(index["row"])]
     labels, split = batches.labels_of(index), index["split"].to_numpy()
 
@@ -146,10 +146,10 @@ def floor(config: Config, prepared: str, index: pd.DataFrame, backbone: str) -> 
 
 
 @functools.lru_cache(maxsize=1)  # the folds of a study share the features of their prepared set
-def _frozen_features(prepared: str, backbone: str, batch_size: int, use_gpu: bool) -> tuple[pd.Index, np.ndarray]:
+def _frozen_features(prepared: str, backbone: str, batch_size: int, device: str) -> tuple[pd.Index, np.ndarray]:
     """Row numbers and ImageNet features, float32 [N, D], of every image of a prepared set."""
     index = prepared_set.read_index(prepared)
-    return pd.Index(index["row"]), inference.predict(prepared, index, batch_size, backbone=backbone, use_gpu=use_gpu)
+    return pd.Index(index["row"]), inference.predict(prepared, index, batch_size, backbone=backbone, device=device)
 
 
 def harmonise(probabilities: np.ndarray, classes: list[str]) -> np.ndarray:
@@ -189,7 +189,7 @@ def _score_whole(config: Config, checkpoint: str, prepared: str, trained: pd.Dat
     if not len(rows):
         return scored, {}
     probabilities = harmonise(inference.predict(uri, rows, config.evaluate.batch_size, checkpoint=checkpoint,
-                                                use_gpu=config.train.use_gpu), classes)
+                                                device=config.evaluate.device), classes)
     scored["metrics"] = metrics.evaluate(probabilities, batches.labels_of(rows), column_of(rows, "subject"),
                                          config.split.seed)
     results.write_predictions(run, f"predictions-{name}.csv", rows, probabilities)

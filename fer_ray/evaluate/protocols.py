@@ -78,13 +78,15 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
     import ray
     from ray.exceptions import RayTaskError
 
-    configs = [config for config, _ in runs.values()]
-    resources.wait_for_workers(configs[0].train)
-    parallel = parallel or min(len(runs), num_parallel_runs(ray.cluster_resources(), configs[0].train))
+    runs = {label: (dataclasses.replace(config, train=resources.settle(config.train, parallel or len(runs))), prepared)
+            for label, (config, prepared) in runs.items()}
+    train = next(iter(runs.values()))[0].train
+    resources.wait_for_workers(train)
+    parallel = parallel or min(len(runs), num_parallel_runs(ray.cluster_resources(), train))
     # no CPU for the task: the workers that it starts hold them. (Ray's types know no arguments with defaults: Any)
     task: Any = ray.remote(training.train).options(num_cpus=0, max_retries=0)
     waiting, running, errors = list(runs.values()), [], []
-    with live.show({label: job.run_uri(config) for label, (config, _) in runs.items()}, configs[0].train):
+    with live.show({label: job.run_uri(config) for label, (config, _) in runs.items()}, train):
         while waiting or running:
             while waiting and len(running) < parallel:
                 config, prepared = waiting.pop(0)
@@ -100,7 +102,7 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
 
 def num_parallel_runs(cluster: dict, train: TrainConfig) -> int:
     """How many trainings a cluster with these resources holds at once, at least 1."""
-    return max(1, int(cluster.get("GPU" if train.use_gpu else "CPU", 0) // train.num_workers))
+    return max(1, int(cluster.get("GPU" if train.device == "cuda" else "CPU", 0) // train.num_workers))
 
 
 def pooled(runs: list[str]) -> pd.DataFrame:

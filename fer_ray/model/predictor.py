@@ -18,23 +18,31 @@ BATCH_SIZES = {"cpu": 8, "cuda": 64}
 class Predictor:
     """A network in evaluation mode on its device, which sees the centre of each crop."""
 
-    def __init__(self, model: nn.Module, backbone: str, threads: int = 0, use_gpu: bool = False,
+    def __init__(self, model: nn.Module, backbone: str, threads: int = 0, device: str = "cpu",
                  temperature: float = 1.0):
-        """`threads`: of torch in this whole process; 0: as many as it has. `temperature`: divides the logits."""
+        """A network.
+
+        Args:
+            model: the network.
+            backbone: its name.
+            threads: of torch in this whole process; 0: as many as it has.
+            device: cpu or cuda.
+            temperature: divides the logits.
+        """
         if threads:
             torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self.device = torch.device(device)
         # channels-last, as `augment.to_tensor` makes the images: convolutions are faster in this memory format
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.head = backbones.head(model, backbone)
         self.temperature = temperature
 
     @classmethod
-    def from_checkpoint(cls, uri: str, threads: int = 0, use_gpu: bool = False,
+    def from_checkpoint(cls, uri: str, threads: int = 0, device: str = "cpu",
                         temperature: float = 1.0) -> Predictor:
         """The network of a checkpoint. Raises: checkpoints.CheckpointError; storage.StorageError."""
         model, description = checkpoints.load_model(uri)
-        return cls(model, description["backbone"], threads, use_gpu, temperature)
+        return cls(model, description["backbone"], threads, device, temperature)
 
     @torch.inference_mode()
     def probabilities(self, crops: list[np.ndarray], batch_size: int = 0) -> np.ndarray:

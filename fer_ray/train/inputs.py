@@ -86,7 +86,7 @@ def start_features(prepared: str, splits: dict[str, pd.DataFrame], settings: Tra
     Args:
         prepared: URI of the prepared set.
         splits: index rows by name of the split.
-        settings: backbone, batch size, and whether there are GPUs.
+        settings: backbone, batch size, and the device, which is chosen.
         state: reference to the network's state dict.
 
     Returns: by split, a reference to (float32 [n, D], int64 [n] classes) for each of its parts, in the order of
@@ -95,7 +95,8 @@ def start_features(prepared: str, splits: dict[str, pd.DataFrame], settings: Tra
     tasks = resources.task_count(sum(map(len, splits.values())), batches.MIN_ROWS_TO_FORWARD)
     threads = max(1, (os.cpu_count() or 1) // tasks)
     make = functools.partial(_part_features, prepared, settings, state, threads)
-    return batches.start_parts(make, splits, tasks, **resources.reading_task_options(), num_gpus=int(settings.use_gpu))
+    gpus = int(settings.device == "cuda")
+    return batches.start_parts(make, splits, tasks, **resources.reading_task_options(), num_gpus=gpus)
 
 
 def _part_features(prepared: str, settings: TrainConfig, state, threads: int, *part) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +105,6 @@ def _part_features(prepared: str, settings: TrainConfig, state, threads: int, *p
     from fer_ray.model import backbones, predictor
 
     model = backbones.load(settings.backbone, ray.get(state))
-    network = predictor.Predictor(model, settings.backbone, threads, settings.use_gpu)
+    network = predictor.Predictor(model, settings.backbone, threads, settings.device)
     crops = batches.load_part(prepared, *part)
     return network.features(crops.images, settings.batch_size), crops.labels

@@ -294,7 +294,7 @@ def open_source(split: SplitInput, job: TrainJob, worker: Worker) -> batches.Sou
     if batches.device_bytes(crops) < ON_DEVICE_SHARE * _free_bytes(worker.device):
         return batches.OnDevice(crops, *augmented, worker.device)
     # One thread keeps ahead of a CPU, and more would take time from the network; a GPU needs all that its worker has.
-    return batches.Cached(crops, *augmented, job.threads if settings.use_gpu else 1)
+    return batches.Cached(crops, *augmented, job.threads if worker.device.type == "cuda" else 1)
 
 
 def _resume(job: TrainJob, rank: int) -> tuple[torch.nn.Module, Progress, dict]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from fer_ray.config import ConfigError, TrainConfig
 
@@ -13,12 +14,43 @@ from fer_ray.config import ConfigError, TrainConfig
 CPU_RESERVE = 0.01
 
 
+def settle(settings: TrainConfig, side_by_side: int = 1) -> TrainConfig:
+    """The settings with the device and the number of workers that `auto` and 0 stand for on this cluster, as it is now.
+
+    `side_by_side`: trainings that are to share the cluster's GPUs.
+    """
+    import ray
+
+    device = choose_device(settings.device, ray.cluster_resources())
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if device == "cuda" else 1
+    number = settings.num_workers or max(1, settings.min_workers, min(gpus // side_by_side, settings.batch_size))
+    return dataclasses.replace(settings, device=device, num_workers=number)
+
+
+def choose_device(asked: str, cluster: dict) -> Literal["cpu", "cuda"]:
+    """What a device option (`values.Device`) stands for on a cluster, of `ray.cluster_resources()`."""
+    return "cuda" if asked == "cuda" or asked == "auto" and cluster.get("GPU", 0) >= 1 else "cpu"
+
+
+def device_for(asked: str, key: str) -> Literal["cpu", "cuda"]:
+    """Where this cluster is to score, by the value of the option `key`.
+
+    Raises: ConfigError if GPUs are asked for, and there are none and none will come.
+    """
+    import ray
+
+    cluster = ray.cluster_resources()
+    if asked == "cuda" and cluster.get("GPU", 0) < 1 and not has_autoscaler(ray.nodes()):
+        raise ConfigError(f"{key}: cuda, but the cluster has no GPU; start a node with one or use --{key} cpu")
+    return choose_device(asked, cluster)
+
+
 def worker_resources(cluster: dict, settings: TrainConfig, grows: bool = False) -> dict[str, float]:
     """CPUs and GPUs of one worker, as Ray asks for them.
 
     Args:
         cluster: as `ray.cluster_resources()` gives it.
-        settings: number of workers, and whether they use GPUs.
+        settings: number of workers and their device, of `settle`.
         grows: whether an autoscaler starts nodes for what is asked for.
 
     Raises: ConfigError if the cluster cannot hold all workers; with `train.min_workers`, not even those.
@@ -26,16 +58,16 @@ def worker_resources(cluster: dict, settings: TrainConfig, grows: bool = False) 
     cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
     key = "train.min_workers" if settings.min_workers else "train.num_workers"
     needed = settings.min_workers or settings.num_workers
-    if settings.use_gpu and gpus < needed:
+    if settings.device == "cuda" and gpus < needed:
         raise ConfigError(f"{key}: {needed} workers need {needed} GPUs, the cluster has {gpus:g}, and {cpus:g} CPUs; "
-                          f"start more nodes or use --{f'{key} {gpus:.0f}' if gpus >= 1 else 'train.use_gpu false'}")
+                          f"start more nodes or use --{f'{key} {gpus:.0f}' if gpus >= 1 else 'train.device cpu'}")
     if cpus < 0.5 * needed:
         raise ConfigError(f"{key}: {needed} workers need at least half a CPU each, the cluster has {cpus:g} in all; "
                           f"start more nodes or use --{key} {max(1, int(2 * cpus))}")
     # Half a CPU only where a whole one cannot be had: on a cluster that grows, or that has lost a node, Ray would
     # otherwise crowd all workers on the first node that is there.
     worker = {"CPU": (1 if grows or cpus >= needed else 0.5) - CPU_RESERVE}
-    return worker | {"GPU": 1} if settings.use_gpu else worker
+    return worker | {"GPU": 1} if settings.device == "cuda" else worker
 
 
 def reading_task_options() -> dict:
@@ -68,10 +100,11 @@ def run_in_tasks(make: Callable, items: list[tuple], count: int, **options) -> l
     import ray
 
     count, references = min(count, len(items)), cast(list, [None] * len(items))
-    task = ray.remote(_make_each)
+    # not by `options`: a GPU that a decorator names makes the process end with its task, and give its memory back
+    task: Any = ray.remote(**options)(_make_each) if options else ray.remote(_make_each)
     for first in range(count):
         own = items[first::count]
-        made: Any = task.options(num_returns=len(own), **options).remote(make, own)
+        made: Any = task.options(num_returns=len(own)).remote(make, own)
         references[first::count] = made if len(own) > 1 else [made]  # of one result, Ray gives the bare reference
     return references
 
@@ -114,7 +147,7 @@ def wait_for_workers(settings: TrainConfig) -> None:
 
     if are_available(settings):
         return
-    workers, gpu = settings.min_workers or settings.num_workers, {"GPU": 1} if settings.use_gpu else {}
+    workers, gpu = settings.min_workers or settings.num_workers, {"GPU": 1} if settings.device == "cuda" else {}
     print(f"train: waiting for nodes for {workers} workers of {'a GPU and a CPU' if gpu else 'a CPU'} each; "
           "`ray status` tells what comes", flush=True)
     # an autoscaler starts nodes for placement groups that are pending

@@ -16,7 +16,7 @@ from fer_ray.train.job import TrainingInput, TrainJob, run_uri
 
 # Options that may differ between two commands of which the second resumes the first: they change how long, where or
 # how fast a network is trained, but not towards what. `from_tune` has become the values that it names.
-RESUMABLE = {"epochs", "patience", "num_workers", "min_workers", "use_gpu", "num_to_keep", "max_failures", "cache_gb",
+RESUMABLE = {"epochs", "patience", "num_workers", "min_workers", "device", "num_to_keep", "max_failures", "cache_gb",
              "checkpoint_every_steps", "micro_batches", "compile", "precision", "mlflow", "from_tune"}
 
 
@@ -28,6 +28,7 @@ def train(config: Config, prepared: str, side_by_side: int = 1) -> str:
     Raises: ConfigError if the run exists with other settings or the cluster is too small; start_weights.WeightsError;
         checkpoints.CheckpointError; workers.TrainingError; storage.StorageError.
     """
+    config = dataclasses.replace(config, train=resources.settle(config.train, side_by_side))
     resources.wait_for_workers(config.train)
     run = run_uri(config)
     progress = open_run(config, prepared)

@@ -40,7 +40,8 @@ def run_single(job: TrainJob) -> None:
     storage.delete_file(storage.join(job.run, "diverged.json"))
     for failures_left in reversed(range(settings.max_failures + 1)):
         needs = resources.worker_resources(ray.cluster_resources(), settings, resources.has_autoscaler(ray.nodes()))
-        task = ray.remote(fit_single).options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=0)
+        # not by `options`: a GPU that a decorator names makes the process end with its task, and give its memory back
+        task: Any = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=0)(fit_single)
         fitting = task.remote(job)  # before the start state is there: the worker's process starts meanwhile
         ray.get(job.input.start_loaded)
         try:
@@ -103,7 +104,7 @@ class SingleWorker:
     def __init__(self, job: TrainJob):
         import torch
 
-        self.device = torch.device("cuda" if job.config.train.use_gpu else "cpu")
+        self.device = torch.device(job.config.train.device)
         self.keeper = Keeper(job.run, job.config.train)
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -146,7 +147,8 @@ def run_group(job: TrainJob, callbacks: list | None = None) -> None:
 
     trainer = Trainer(
         fit_in_group, train_loop_config={"job": job, "keep_first": bool(callbacks)},
-        scaling_config=train.ScalingConfig(num_workers=number, use_gpu=settings.use_gpu, resources_per_worker=needs),
+        scaling_config=train.ScalingConfig(num_workers=number, use_gpu=settings.device == "cuda",
+                                           resources_per_worker=needs),
         run_config=train.RunConfig(
             name=job.config.name, storage_path=os.path.dirname(path), storage_filesystem=filesystem,
             failure_config=train.FailureConfig(settings.max_failures), callbacks=callbacks),

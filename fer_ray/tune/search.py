@@ -43,15 +43,16 @@ def search(config: Config, prepared: str, loaded: dict[str, TrainingInput] | Non
     import ray
     from ray import tune
 
-    train, single = config.train, config.train.num_workers == 1
     claim_search(config, prepared)
+    config = dataclasses.replace(config, train=resources.settle(config.train, config.tune.num_trials))
+    train, single = config.train, config.train.num_workers == 1
     resources.wait_for_workers(train)
     side_by_side = concurrency(ray.cluster_resources(), config)
     threads = max(1, int(ray.cluster_resources()["CPU"] // (side_by_side * train.num_workers)))
     points, budget = space.Points(config), policies.budget(config.tune)
     loaded = loaded or load_inputs(config, prepared)
     if single:
-        takes = {"CPU": threads - resources.CPU_RESERVE, "GPU": int(train.use_gpu)}
+        takes = {"CPU": threads - resources.CPU_RESERVE, "GPU": int(train.device == "cuda")}
     else:  # the workers of Ray Train take theirs; the function that starts them must take something, since 0 is refused
         takes = {"CPU": resources.CPU_RESERVE / 10}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -109,7 +110,7 @@ def concurrency(cluster: dict, config: Config) -> int:
     """
     train = config.train
     resources.worker_resources(cluster, train)
-    if train.use_gpu:
+    if train.device == "cuda":
         fitting = best = int(cluster["GPU"] // train.num_workers)
     elif train.num_workers > 1:
         # the processes that start and watch the workers take a little of their own

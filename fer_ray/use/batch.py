@@ -15,7 +15,7 @@ import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray import progress, storage
-from fer_ray.config import ConfigError
 from fer_ray.data import manifest, pixels
 from fer_ray.model import checkpoints
 from fer_ray.use import photographs, recognition
@@ -56,8 +55,8 @@ class Job:
     """URI of the network's checkpoint."""
     search: photographs.Search
     """Which faces, found how."""
-    use_gpu: bool
-    """Whether the network computes on GPUs, one a worker."""
+    device: Literal["cpu", "cuda"]
+    """Where the network computes; on GPUs, one a worker."""
 
     @property
     def table(self) -> str:
@@ -79,8 +78,7 @@ def predict(job: Job) -> str:
         with its reason for a photograph without a face, in the order of the photographs. `predictions.parquet` beside
         it holds the same.
 
-    Raises: ConfigError if there are to be GPUs and the cluster has none; checkpoints.CheckpointError;
-        storage.StorageError.
+    Raises: checkpoints.CheckpointError; storage.StorageError.
     """
     request, marker = _request(job), storage.join(job.folder, "request.json")
     if not _is_of(request, marker):
@@ -181,20 +179,17 @@ def worker_options(cluster: dict, job: Job) -> dict[str, Any]:
 
     Args:
         cluster: as `ray.cluster_resources()` gives it.
-        job: names the checkpoint, and whether GPUs are used.
-
-    Raises: ConfigError if GPUs are to be used and there are none.
+        job: names the checkpoint and the device.
     """
     import ray.data
 
-    gpus, cpus = int(cluster.get("GPU", 0)), cluster.get("CPU", 1)
-    if job.use_gpu and not gpus:
-        raise ConfigError("train.use_gpu: the cluster has no GPU; start a node with one or use --train.use_gpu false")
-    number = gpus if job.use_gpu else max(1, int(cpus // CPUS_PER_WORKER))
-    return {"num_cpus": 1 if cpus >= CPUS_PER_WORKER else cpus - CPUS_PER_TASK, "num_gpus": int(job.use_gpu),
+    on_gpus, cpus = job.device == "cuda", cluster.get("CPU", 1)
+    # where an autoscaler has not started the first GPU yet, one worker asks for it
+    number = max(1, int(cluster.get("GPU", 0) if on_gpus else cpus // CPUS_PER_WORKER))
+    return {"num_cpus": 1 if cpus >= CPUS_PER_WORKER else cpus - CPUS_PER_TASK, "num_gpus": int(on_gpus),
             "scheduling_strategy": "SPREAD", "compute": ray.data.ActorPoolStrategy(size=number),
             # no restarts: Ray would warn of each on the terminal; the same command goes on with what is missing
-            "max_restarts": 0, "fn_constructor_kwargs": {"checkpoint": job.checkpoint, "use_gpu": job.use_gpu}}
+            "max_restarts": 0, "fn_constructor_kwargs": {"checkpoint": job.checkpoint, "device": job.device}}
 
 
 @functools.cache  # once per process: reading the cascade takes 11-30 ms
@@ -227,10 +222,10 @@ def _cut(picture: dict, search: photographs.Search) -> dict:
 class Scorer:
     """A worker that scores the faces of one part at a time, and writes the part, so that a killed job goes on."""
 
-    def __init__(self, checkpoint: str, use_gpu: bool):
+    def __init__(self, checkpoint: str, device: str):
         from fer_ray.use import recognizer  # imports torch
 
-        self.network = recognizer.load_network(checkpoint, use_gpu, threads=CPUS_PER_WORKER)
+        self.network = recognizer.load_network(checkpoint, device, threads=CPUS_PER_WORKER)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Parts of `_CROPPED` -> the URIs to which they were written."""

@@ -60,12 +60,12 @@ class OnnxModel:
             told[key] for key in ("temperature", "faces", "backbone", "sha256"))
 
     @classmethod
-    def load(cls, uri: str, use_gpu: bool = False, threads: int = 0) -> OnnxModel:
+    def load(cls, uri: str, device: str = "auto", threads: int = 0) -> OnnxModel:
         """The network of a local file or one in a bucket.
 
         Raises: OnnxError, also if it is to run on a GPU; storage.StorageError.
         """
-        if use_gpu:
+        if device == "cuda":
             raise OnnxError(f"{uri}: fer_ray runs ONNX files on the CPU; load the checkpoint to use a GPU")
         try:
             return cls(storage.read_bytes(uri), uri, threads)

@@ -45,7 +45,7 @@ class Recognizer:
 
     @classmethod
     def load(cls, source: str | os.PathLike, name: str = "", *, faces: Literal["all", "largest"] = "all",
-             tilt: bool = False, min_face: int = 0, use_gpu: bool = False,
+             tilt: bool = False, min_face: int = 0, device: Literal["auto", "cpu", "cuda"] = "auto",
              faces_config: FacesConfig | None = None) -> Recognizer:
         """The network of a checkpoint, with the temperature that is stored with it, or of an exported ONNX file.
 
@@ -56,7 +56,7 @@ class Recognizer:
             faces: all faces of a photograph, or the largest alone, which is found faster.
             tilt: where no face is found, turn the photograph by 30 degrees to either side and search again.
             min_face: smallest side of a face in px.
-            use_gpu: compute on a GPU.
+            device: where the network computes; `auto`: on a GPU if this machine has one. ONNX files run on the CPU.
             faces_config: how faces are found and cut; by default as the network's training images were.
 
         Raises: checkpoints.CheckpointError if there is no whole checkpoint of this program's eight classes;
@@ -65,11 +65,11 @@ class Recognizer:
         """
         used = os.fspath(source)
         if used.endswith(".onnx"):
-            network = OnnxModel.load(used, use_gpu)
+            network = OnnxModel.load(used, device)
             trained, temperature = faces_config_of(network.faces), network.temperature
         else:
             used = find_checkpoint(used, name)
-            network = load_network(used, use_gpu)
+            network = load_network(used, device)
             trained, temperature = trained_faces(used), checkpoints.read_temperature(used)
         if temperature is None:
             warnings.warn(f"{used}: {NOT_CALIBRATED}", stacklevel=2)
@@ -164,15 +164,21 @@ NOT_CALIBRATED = ("its probabilities are not calibrated, but as the network give
                   "jobs/evaluate.py of its run fits a temperature if there are enough validation images, and stores it")
 
 
-def load_network(checkpoint: str, use_gpu: bool = False, threads: int = 0) -> Network:
+def load_network(checkpoint: str, device: str = "auto", threads: int = 0) -> Network:
     """The network of a checkpoint, at the temperature that is stored with it.
 
-    `threads`: of torch in this whole process; 0: as many as it has. Raises: as `Recognizer.load`.
+    `device`: auto, cpu or cuda. `threads`: of torch in this whole process; 0: as many as it has.
+
+    Raises: as `Recognizer.load`.
     """
-    from fer_ray.model.predictor import Predictor  # imports torch
+    import torch  # here, since an exported network needs none
+
+    from fer_ray.model.predictor import Predictor
 
     temperature = checkpoints.read_temperature(checkpoint) or 1.0
-    return Predictor.from_checkpoint(checkpoint, threads, use_gpu, temperature)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Predictor.from_checkpoint(checkpoint, threads, device, temperature)
 
 
 def find_checkpoint(source: str, name: str = "") -> str:

@@ -35,7 +35,7 @@ def test_evaluating_predicting_and_python_give_the_same_probabilities(prepared, 
     broken.write_bytes(b"\x89PNG\r\n\x1a\nno more")
     images = [*index["image"], str(broken)]
     job = batch.Job(str(tmp_path / "out"), [Picture(image, 1, 1, None) for image in images], checkpoint,
-                    Search(FacesConfig()), use_gpu=False)
+                    Search(FacesConfig()), device="cpu")
     with ray_on(2), pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "PART_IMAGES", 8)
         evaluated = inference.predict(uri, index, 64, checkpoint=checkpoint)
@@ -88,7 +88,7 @@ folder, checkpoint, *images = sys.argv[1:]
 batch.PART_IMAGES = 2
 connection.connect()
 batch.predict(batch.Job(folder, [Picture(image, 1, 1, None) for image in images], checkpoint,
-                        Search(FacesConfig(), "largest"), use_gpu=False))
+                        Search(FacesConfig(), "largest"), device="cpu"))
 """
 
 

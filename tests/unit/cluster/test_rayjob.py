@@ -39,7 +39,7 @@ def rayjob_problems(documents: list[dict]) -> list[str]:
         lines.append("entrypoint: storage that a retry does not see")
     if not 1 <= int(given.get("--train.min_workers", 0)) < int(given.get("--train.num_workers", 0)):
         lines.append("entrypoint: not elastic")
-    if given.get("--train.use_gpu") != "true":
+    if given.get("--train.device") != "cuda":
         lines.append("entrypoint: asks for no GPUs")
     if spec.get("backoffLimit", 0) < 1:
         lines.append("backoffLimit: no retry")
@@ -172,7 +172,7 @@ RAYJOB_MUTATIONS = {
     "no name": (lambda d: entry(d, "--name fer-ray", ""), "no fixed run name"),
     "local storage": (lambda d: entry(d, "s3://BUCKET/PREFIX", "/tmp/out"), "storage that a retry"),
     "not elastic": (lambda d: entry(d, "--train.min_workers 1", ""), "not elastic"),
-    "no GPU asked for": (lambda d: entry(d, "--train.use_gpu true", ""), "asks for no GPUs"),
+    "no GPU asked for": (lambda d: entry(d, "--train.device cuda", ""), "asks for no GPUs"),
     "no retry": (lambda d: job(d).pop("backoffLimit"), "no retry"),
     "no deadline": (lambda d: job(d).pop("activeDeadlineSeconds"), "no end to the cost"),
     "cluster stays": (lambda d: job(d).update(shutdownAfterJobFinishes=False), "cluster stays"),

@@ -82,7 +82,7 @@ def test_few_images_need_a_higher_score_than_many():
 
 
 def test_switches_need_no_value():
-    assert options.load(["--labels", "--train.use_gpu", "--name", "x"]).labels
+    assert options.load(["--labels", "--train.nesterov", "--name", "x"]).labels
     assert not options.load(["--labels", "false"]).labels
     with pytest.raises(config.ConfigError, match="retrain"):
         options.load(["--retrain"])

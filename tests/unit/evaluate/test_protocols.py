@@ -34,7 +34,7 @@ def test_plans_share_a_prepared_set_and_differ_in_one_thing():
 
 def test_a_machine_holds_as_many_runs_as_it_has_cores_or_gpus():
     assert protocols.num_parallel_runs({"CPU": 8, "GPU": 2}, config.TrainConfig(num_workers=2)) == 4
-    assert protocols.num_parallel_runs({"CPU": 8, "GPU": 2}, config.TrainConfig(num_workers=2, use_gpu=True)) == 1
+    assert protocols.num_parallel_runs({"CPU": 8, "GPU": 2}, config.TrainConfig(num_workers=2, device="cuda")) == 1
     assert protocols.num_parallel_runs({"CPU": 1}, config.TrainConfig(num_workers=2)) == 1
 
 

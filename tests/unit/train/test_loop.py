@@ -47,7 +47,7 @@ def job(tmp_path) -> TrainJob:
         return SplitInput("cached", [batches.Crops(crops, np.arange(number) % 8, np.arange(number))])
 
     settings = TrainConfig(backbone="timm:test_resnet", weights="none", batch_size=4, epochs=2, lr=0.01,
-                           checkpoint_every_steps=2)
+                           checkpoint_every_steps=2, device="cpu", num_workers=1)
     state = start_weights.load(settings)
     loaded = TrainingInput("fingerprint", state, None, split(12), split(8))
     storage.write_json(str(tmp_path / "runs/one/run.json"), {"id": "id1", "values": {}})

@@ -106,15 +106,16 @@ def test_rungs_are_those_that_asha_decides_at():
 
 
 def test_trials_side_by_side_follow_the_cluster():
-    def fitting(cluster, limit=0, **train):
-        return search.concurrency(cluster, config_of(train=TrainConfig(**train), max_concurrent=limit))
+    def fitting(cluster, limit=0, num_workers=1, **train):
+        train = TrainConfig(num_workers=num_workers, **train)
+        return search.concurrency(cluster, config_of(train=train, max_concurrent=limit))
 
     assert fitting({"CPU": 2}) == 1 and fitting({"CPU": 16}) == 4 and fitting({"CPU": 16}, limit=6) == 6
     assert fitting({"CPU": 2}, limit=8) == 2  # more would wait for ever
-    assert fitting({"CPU": 64, "GPU": 8}, use_gpu=True) == 8
-    assert fitting({"CPU": 64, "GPU": 8}, use_gpu=True, num_workers=4) == 2
+    assert fitting({"CPU": 64, "GPU": 8}, device="cuda") == 8
+    assert fitting({"CPU": 64, "GPU": 8}, device="cuda", num_workers=4) == 2
     with pytest.raises(ConfigError, match="4 workers need 4 GPUs, the cluster has 2"):
-        fitting({"CPU": 8, "GPU": 2}, use_gpu=True, num_workers=4)
+        fitting({"CPU": 8, "GPU": 2}, device="cuda", num_workers=4)
 
 
 def test_choosing_passes_over_diverged_trials_and_says_why_none_is_left():

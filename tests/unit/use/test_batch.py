@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from fer_ray import Recognizer, storage
-from fer_ray.config import ConfigError
 from fer_ray.data.drawn_face import render_face
 from fer_ray.data.manifest import PROBABILITIES
 from fer_ray.data_config import FacesConfig
@@ -28,8 +27,8 @@ def picture(image: str, reason: str | None = None) -> Picture:
     return Picture(image, 1, 2, reason)
 
 
-def job(folder, names=(), checkpoint: str = "c", use_gpu: bool = False) -> batch.Job:
-    return batch.Job(str(folder), [picture(name) for name in names], checkpoint, Search(FacesConfig()), use_gpu)
+def job(folder, names=(), checkpoint: str = "c", device="cpu") -> batch.Job:
+    return batch.Job(str(folder), [picture(name) for name in names], checkpoint, Search(FacesConfig()), device)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def album(tmp_path_factory):
 def run_steps(pictures: list[dict], search: Search, checkpoint: str, uri: str) -> pa.Table:
     """What Ray Data does with one part; the part."""
     made = pa.Table.from_pylist([{"uri": uri, "images": pictures}])
-    written = batch.Scorer(checkpoint, use_gpu=False)(batch.cut_part(made, search))
+    written = batch.Scorer(checkpoint, "cpu")(batch.cut_part(made, search))
     assert written.to_pylist() == [{"uri": uri}]
     return pq.read_table(uri)
 
@@ -77,19 +76,14 @@ def test_photographs_that_a_node_does_not_have_end_the_job(tmp_path):
                        Search(FacesConfig()))
 
 
-@pytest.mark.parametrize(("cluster", "use_gpu", "workers", "cpus"), [
-    ({"CPU": 1}, False, 1, 0.5), ({"CPU": 2}, False, 1, 1), ({"CPU": 4}, False, 2, 1), ({"CPU": 64}, False, 32, 1),
-    ({"CPU": 16, "GPU": 3}, True, 3, 1), ({"CPU": 16, "GPU": 3}, False, 8, 1)])
-def test_the_pool_leaves_cpus_for_those_who_feed_it(tmp_path, cluster, use_gpu, workers, cpus):
-    options = batch.worker_options(cluster, job(tmp_path, use_gpu=use_gpu))
+@pytest.mark.parametrize(("cluster", "device", "workers", "cpus"), [
+    ({"CPU": 1}, "cpu", 1, 0.5), ({"CPU": 2}, "cpu", 1, 1), ({"CPU": 4}, "cpu", 2, 1), ({"CPU": 64}, "cpu", 32, 1),
+    ({"CPU": 16, "GPU": 3}, "cuda", 3, 1), ({"CPU": 16}, "cuda", 1, 1), ({"CPU": 16, "GPU": 3}, "cpu", 8, 1)])
+def test_the_pool_leaves_cpus_for_those_who_feed_it(tmp_path, cluster, device, workers, cpus):
+    options = batch.worker_options(cluster, job(tmp_path, device=device))
     assert options["compute"].min_size == options["compute"].max_size == workers
-    assert (options["num_cpus"], options["num_gpus"]) == (cpus, int(use_gpu))
+    assert (options["num_cpus"], options["num_gpus"]) == (cpus, int(device == "cuda"))
     assert workers * cpus + batch.CPUS_PER_TASK <= cluster["CPU"]
-
-
-def test_a_cluster_without_gpus_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="train.use_gpu: the cluster has no GPU"):
-        batch.worker_options({"CPU": 4}, job(tmp_path, use_gpu=True))
 
 
 # --- copies and the page ---------------------------------------------------------------------------------
@@ -188,7 +182,7 @@ def test_another_network_option_or_picture_is_another_request(album, tmp_path):
               dataclasses.replace(work, pictures=[Picture("a.png", 1, 3, None), *work.pictures[1:]]),
               job(tmp_path, NAMES, tiny.write(tmp_path / "other", temperature=2.0))]
     assert len({batch._request(one) for one in (work, *others)}) == 5
-    assert batch._request(job(tmp_path / "elsewhere", NAMES, checkpoint, use_gpu=True)) == batch._request(work)
+    assert batch._request(job(tmp_path / "elsewhere", NAMES, checkpoint, device="cuda")) == batch._request(work)
 
 
 def test_an_outage_is_not_taken_for_a_damaged_part(monkeypatch):

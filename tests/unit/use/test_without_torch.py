@@ -66,7 +66,7 @@ def test_what_the_file_says_is_used_and_what_it_lacks_is_told(exported, tmp_path
     recognizer = Recognizer.load(file, faces="largest")
     assert recognizer.temperature == 1.7 and recognizer.search.config == FACES
     with pytest.raises(OnnxError, match="fer_ray runs ONNX files on the CPU"):
-        Recognizer.load(file, use_gpu=True)
+        Recognizer.load(file, device="cuda")
     model, description = checkpoints.load_model(exported[0])
     other = str(tmp_path / "other.onnx")
     onnx_export.write_onnx(onnx_export.trace(onnx_export.CropClassifier(model, 1.0), tiny.TINY), other,
