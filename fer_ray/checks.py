@@ -15,7 +15,19 @@ from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
 from fer_ray.config import Config, ConfigError, to_dict
-from fer_ray.values import BACKBONES, CREDENTIALS, hints, is_section, legal, shown, text_of, walk
+from fer_ray.values import (
+    BACKBONES,
+    CREDENTIALS,
+    LARGEST_SIDE,
+    SMALLEST_SIDE,
+    hints,
+    is_backbone,
+    is_section,
+    legal,
+    shown,
+    text_of,
+    walk,
+)
 
 _SAFE_PLACE = {"train.mlflow": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"}
 # Schemes that people mean as such, also in capitals or without `//`: as paths they would make a local folder `s3:`.
@@ -136,8 +148,9 @@ def _wrong_text(key: str, of: str, value: Any) -> str:
     """What is wrong with a text that names something; "" if nothing is."""
     if of == "name" and (value or key == "name") and not _is_plain(value):
         return "must be a plain name without '/': letters, digits, and blanks . _ + - after the first"
-    if of == "backbone" and value not in BACKBONES and not re.match("timm:.", value):
-        return f"is no known backbone; known: {', '.join(BACKBONES)}, timm:NAME"
+    if of == "backbone" and not is_backbone(value):
+        return (f"is no known backbone; known: {', '.join(BACKBONES)}, timm:NAME, each with @SIDE if it is to reduce "
+                f"its images to {SMALLEST_SIDE} to {LARGEST_SIDE} px")
     if of in ("path", "place below", "uri", "weights") and "\0" in value:
         return "must not hold a zero byte"
     if of in ("uri", "place below", "weights"):

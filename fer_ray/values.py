@@ -13,6 +13,9 @@ from annotated_types import Ge, Gt, Interval
 
 BACKBONES = ("alexnet", "vgg19", "resnet152", "resnet50", "resnet18", "efficientnet_lite0")
 
+SIDE = r"@(\d+)$"  # at the end of a backbone's name: the side in px to which it reduces its images
+SMALLEST_SIDE, LARGEST_SIDE = 32, 224
+
 # s3://KEY:SECRET@bucket (a secret may hold a slash), https://TOKEN@host, https://host/x?secret_key=...
 SECRET_WORDS = "secret|password|token|credential|signature|access_?key"
 CREDENTIALS = re.compile(rf"[\w+.-]+://([^/]*@|[^/]*:.*@|.*[?&][^=&]*({SECRET_WORDS})[^=&]*=)", re.I | re.S)
@@ -51,7 +54,7 @@ _LEGAL_TEXT = {
     "weights": "imagenet, none, a path, file:///... or s3://bucket/prefix",
     "url": "the URI of a server",
     "name": "a plain name without '/': letters, digits, and blanks . _ + - after the first",
-    "backbone": f"one of {', '.join(BACKBONES)}, or timm:NAME",
+    "backbone": f"one of {', '.join(BACKBONES)}, or timm:NAME; each may end in @SIDE",
 }
 
 
@@ -64,6 +67,24 @@ def hints(cls: type) -> dict[str, Any]:
 def base(kind: Any) -> Any:
     """A type without its legal range."""
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def architecture_of(backbone: str) -> str:
+    """A backbone's name without the side to which it reduces its images: alexnet of alexnet@112."""
+    return re.sub(SIDE, "", backbone)
+
+
+def side_of(backbone: str) -> int:
+    """The side in px to which a backbone reduces its images of 224 px: 112 of alexnet@112, 224 of alexnet."""
+    found = re.search(SIDE, backbone)
+    return int(found[1]) if found else LARGEST_SIDE
+
+
+def is_backbone(name: str) -> bool:
+    """Whether a backbone's name is known, as far as can be told without timm."""
+    architecture = architecture_of(name)
+    return ((architecture in BACKBONES or bool(re.match("timm:.", architecture)))
+            and SMALLEST_SIDE <= side_of(name) <= LARGEST_SIDE)
 
 
 def is_section(kind: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import re
 import shlex
 import sys
 
@@ -111,7 +112,7 @@ def run_tune(config: Config) -> str:
 
 def run_compare(config: Config) -> str:
     """Train and score each backbone of `compare` alike, on the same split; URI of compare.json."""
-    runs = [dataclasses.replace(config, name=f"{config.name}-{backbone.replace(':', '-')}",
+    runs = [dataclasses.replace(config, name=f"{config.name}-{re.sub('[:@]', '-', backbone)}",
                                 prepared=config.prepared or config.name,
                                 train=dataclasses.replace(config.train, backbone=backbone))
             for backbone in config.compare.backbones]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import warnings
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from fer_ray import values
 from fer_ray.config import ConfigError
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.errors import UserError
-from fer_ray.values import BACKBONES
 
 LITE0 = "efficientnet_lite0"
 TIMM = "timm:"
@@ -24,12 +26,22 @@ class MisfitError(UserError):
 
 
 def build(backbone: str, num_classes: int = len(EXPRESSIONS)) -> nn.Module:
-    """The network with random weights and `num_classes` outputs. Raises: ConfigError for a name that is not known."""
-    model = _architecture(backbone)
+    """The network with random weights and `num_classes` outputs. Raises: ConfigError for a name that is not known.
+
+    It takes images of 224 px whatever its name says: one that ends in @SIDE reduces them as its first step.
+    """
+    model = _architecture(values.architecture_of(backbone))
+    if (side := values.side_of(backbone)) < values.LARGEST_SIDE:
+        model.register_forward_pre_hook(functools.partial(_reduce, side))
     *path, name = head_name(backbone, model).split(".")
     parent = model.get_submodule(".".join(path)) if path else model
     setattr(parent, name, nn.Linear(getattr(parent, name).in_features, num_classes))
     return model
+
+
+def _reduce(side: int, _model: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+    """Images [N, 3, 224, 224] at [side, side] px."""
+    return F.interpolate(inputs[0], (side, side), mode="bilinear", antialias=True)
 
 
 def load(backbone: str, state: Mapping[str, torch.Tensor | np.ndarray]) -> nn.Module:
@@ -55,7 +67,7 @@ def fill(model: nn.Module, state: Mapping[str, torch.Tensor | np.ndarray]) -> nn
     with warnings.catch_warnings():
         # Ray's shared memory is read-only, of which torch warns; load_state_dict only reads it.
         warnings.filterwarnings("ignore", message=".*not writable")
-        tensors = {name: torch.as_tensor(values) for name, values in state.items()}
+        tensors = {name: torch.as_tensor(array) for name, array in state.items()}
         if wrong := differences(model.state_dict(), tensors):
             raise MisfitError(f"does not fit the network: {wrong}")
         model.load_state_dict(tensors)
@@ -85,8 +97,9 @@ def head(model: nn.Module, backbone: str) -> nn.Linear:
 
 def head_name(backbone: str, model: nn.Module) -> str:
     """Name of the last layer in the network. Raises: ConfigError if a network of timm has none that can be replaced."""
-    if not backbone.startswith(TIMM):
-        return {"alexnet": "classifier.6", "vgg19": "classifier.6", LITE0: "_fc"}.get(backbone, "fc")
+    architecture = values.architecture_of(backbone)
+    if not architecture.startswith(TIMM):
+        return {"alexnet": "classifier.6", "vgg19": "classifier.6", LITE0: "_fc"}.get(architecture, "fc")
     settings = vars(model)["pretrained_cfg"]  # of timm, which gives it to each network that it creates
     name = settings.get("classifier")
     if not isinstance(name, str) or not hasattr(model.get_submodule(name), "in_features"):
@@ -119,8 +132,9 @@ def _architecture(backbone: str) -> nn.Module:
                 # The package's 0.01 lags the new data by hundreds of steps, more than a short fine-tuning has.
                 layer.momentum = 0.1
         return model
-    if backbone not in BACKBONES:
-        raise ConfigError(f"train.backbone: unknown backbone {backbone!r}; known: {', '.join(BACKBONES)}, timm:NAME")
+    if backbone not in values.BACKBONES:
+        raise ConfigError(f"train.backbone: unknown backbone {backbone!r}; known: {', '.join(values.BACKBONES)}, "
+                          "timm:NAME")
     import torchvision
 
     return torchvision.models.get_model(backbone, weights=None)

@@ -24,7 +24,7 @@ from fer_ray import storage
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.errors import UserError
 from fer_ray.model import augment
-from fer_ray.values import BACKBONES
+from fer_ray.values import BACKBONES, is_backbone
 
 if TYPE_CHECKING:
     import torch
@@ -300,7 +300,7 @@ def _refuse_other_input(uri: str, description: dict) -> None:
                                   f"predicts with {right!r}; was the file edited? Put that back, or train again under "
                                   "another --name")
     backbone = description["backbone"]
-    if backbone not in BACKBONES and not backbone.startswith("timm:"):
+    if not is_backbone(backbone):
         raise CheckpointError(f"{file}: unknown backbone {backbone!r}; known: {', '.join(BACKBONES)}, timm:NAME")
 
 

@@ -23,6 +23,7 @@ from fer_ray import storage
 from fer_ray.config import ConfigError, TrainConfig
 from fer_ray.errors import UserError
 from fer_ray.model import checkpoints
+from fer_ray.values import architecture_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +60,8 @@ def check(train: TrainConfig) -> None:
     if train.weights == "none":
         return
     if train.weights == "imagenet":
-        if train.backbone in TORCHVISION_FILES:
-            _check_imagenet(train.backbone)
+        if architecture_of(train.backbone) in TORCHVISION_FILES:
+            _check_imagenet(architecture_of(train.backbone))
     elif _is_checkpoint(train.weights):
         _check_backbone(train)
         _check_safetensors(storage.join(train.weights, "model.safetensors"))
@@ -99,7 +100,7 @@ def initial_state(backbone: str, weights: str, seed: int) -> dict[str, torch.Ten
     state = model.state_dict()
     if weights == "none":
         return state
-    source = _imagenet(backbone) if weights == "imagenet" else read_state(weights)
+    source = _imagenet(architecture_of(backbone)) if weights == "imagenet" else read_state(weights)
     last_layer = backbones.head_name(backbone, model) + "."
     body = {name: values for name, values in state.items() if not name.startswith(last_layer)}
     source = _without_prefix(source, body.keys(), weights)

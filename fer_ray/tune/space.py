@@ -11,6 +11,7 @@ import numpy as np
 from fer_ray import storage
 from fer_ray.checks import check
 from fer_ray.config import Config, ConfigError, TrainConfig, to_dict
+from fer_ray.values import architecture_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -35,7 +36,7 @@ def axes(config: Config) -> dict[str, BaseDistribution]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     tune = config.tune
-    known = [LR.get(train.backbone, LR_OF_OTHERS) for train in trainings(config)]
+    known = [LR.get(architecture_of(train.backbone), LR_OF_OTHERS) for train in trainings(config)]
     low, high = tune.lr or [min(low for low, _ in known), max(high for _, high in known)]
     found: dict[str, BaseDistribution]
     if tune.plane == "effective":

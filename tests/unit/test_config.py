@@ -61,6 +61,7 @@ def test_values_are_read_by_the_type_of_their_option(file):
     (["--train.epoch", "3"], ["train.epoch", "did you mean 'train.epochs'"]),
     (["--lr", "3"], ["--lr", "did you mean 'train.lr'"]),
     (["--train.backbone", "alexnt"], ["'alexnt'", "alexnet", "resnet152"]),
+    (["--train.backbone", "alexnet@300"], ["'alexnet@300'", "@SIDE", "32 to 224 px"]),
     (["--compare.backbones", "[alexnet, lenet]"], ["compare.backbones[1]: 'lenet'"]),
     (["--train.lr", "fast"], ["train.lr", "fast", "a number greater than 0"]),
     (["--train.momentum", "1", "--train.epochs", "0"], ["train.momentum", "train.epochs"]),

@@ -6,11 +6,20 @@ from fer_ray.config import ConfigError
 from fer_ray.model import backbones
 
 
-@pytest.mark.parametrize("name", ["alexnet", "resnet18", "efficientnet_lite0", "timm:test_convnext"])
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "efficientnet_lite0", "timm:test_convnext",
+                                  "resnet18@64"])
 def test_a_new_last_layer_gives_eight_outputs(name):
     model = backbones.build(name).eval()
     assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 8)
     assert backbones.head(model, name).out_features == 8
+
+
+def test_a_network_with_a_side_sees_the_same_images_smaller():
+    whole, smaller = (backbones.build(name).eval() for name in ("timm:test_resnet", "timm:test_resnet@64"))
+    backbones.fill(smaller, whole.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    reduced = torch.nn.functional.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+    assert torch.equal(smaller(images), whole(reduced)) and not torch.equal(smaller(images), whole(images))
 
 
 def test_a_state_dict_of_tensors_or_arrays_fills_an_empty_network():
