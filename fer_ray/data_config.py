@@ -82,15 +82,17 @@ class TableConfig:
     file: PlaceBelow = ""
     """The table, relative to the data set's root; empty: the CSV or Parquet file with the columns below. Several are
     read if each is named after another split, or if they are all shards of one table."""
-    images: PlaceBelow = "images"
-    """Folder of the images, relative to the data set's root."""
+    images: PlaceBelow = ""
+    """Folder of the images, relative to the data set's root; empty: `images`, or else the table's own folder."""
     image_column: str = "image"
-    """Column that holds the image's file name."""
+    """Column that holds the image's file name. For `image` also filename, file_name, file, path, image_path, image_name
+    or img is taken, which is told."""
     pixels_column: str = ""
     """Column that holds the pixels: grey values as text (CSV), or the bytes of an image file (Parquet). Empty: the
     images are files."""
     expression_column: str = "expression"
-    """Column that holds the label, in any common spelling."""
+    """Column that holds the label, in any common spelling. For `expression` also emotion, label, emotion_label or
+    expression_label is taken, which is told."""
     subject_column: str = ""
     """Column that names the person in the image; empty: none."""
     subject_pattern: str = ""

@@ -1,15 +1,36 @@
-"""The files that a table of labels names, whose names were often written on another system."""
+"""Names of images: in tables of labels, often written on another system; and of copies that programs made."""
 
 from __future__ import annotations
 
 import functools
 import posixpath
+import re
 from collections import defaultdict
+from collections.abc import Iterable
 
-from fer_ray.data.listing import Listing
+from fer_ray.data.listing import File, Listing
 from fer_ray.data.manifest import DataError
 
 UNLISTED = "no row of the table names it"
+MADE = "made from another picture of the set"
+# What programs that multiply pictures add to their names: photo_aug1.jpg, photo-flipped.jpg, photo_rot15.jpg.
+_ADDED = re.compile(r"[-_ .](aug|augmented|[hv]?flip|flipped|mirror|mirrored|rot|rotated?|crop|noise|noisy|blur|"
+                    r"blurred|bright|brightness|contrast|gamma|shear|shift|zoom|scaled?)(?![a-z]).*$", re.IGNORECASE)
+
+
+def made_from_others(images: Iterable[File]) -> set[str]:
+    """Paths of the images whose name is another's in the same folder with the name of a change added.
+
+    By a split at random they could be in another split than what they were made from. One of them stands for an
+    original that is not there.
+    """
+    by_original = defaultdict(list)
+    for image in images:
+        stem = posixpath.splitext(image.path)[0]
+        folder, name = posixpath.split(stem)
+        original = _ADDED.sub("", name)
+        by_original[folder, original.casefold()].append((original != name, image.path))
+    return {path for found in by_original.values() for made, path in found if made and (made, path) != min(found)}
 
 
 class ImageNames:
@@ -77,8 +98,12 @@ class ImageNames:
             print(f"{self.table}: {len(self.respelled)} names are spelled otherwise than their files, such as {name!r} "
                   f"for {path}", flush=True)
 
-    def unlisted(self) -> list[dict]:
-        """A rejected row for each image of the folder that the table does not name."""
+    def unlisted(self, everywhere: bool) -> list[dict]:
+        """A rejected row for each image of the folder that the table does not name.
+
+        `everywhere`: the folder is for the table's images only; else only the folders of images that it names count.
+        """
         paths = (posixpath.join(self.folder, image.path) for image in self.files.below(self.folder).images())
-        return [{"image": self.files.uri(path), "reason": UNLISTED}
-                for path in map(posixpath.normpath, paths) if path not in self.found]
+        folders = set(map(posixpath.dirname, self.found))
+        return [{"image": self.files.uri(path), "reason": UNLISTED} for path in map(posixpath.normpath, paths)
+                if path not in self.found and (everywhere or posixpath.dirname(path) in folders)]

@@ -6,14 +6,13 @@ A file is named as in the manifest (`Listing.uri`).
 from __future__ import annotations
 
 import collections
-import difflib
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fer_ray.data import pixels
 from fer_ray.data.listing import File, Listing, is_image
-from fer_ray.data.manifest import EXPRESSIONS, DataError
+from fer_ray.data.manifest import DataError, nearest
 
 FOLDERS = 5  # how many folders of unclaimed pictures a message names
 
@@ -85,14 +84,20 @@ def line(found: dict) -> str:
     def listed(counts: Mapping[str, int]) -> str:
         return f" ({', '.join(f'{what} {number:,}' for what, number in counts.items())})" if counts else ""
 
-    parts = [(found["images"], "with images"), (found["rejected"], "rejected"), (found["read"], "tables and labels"),
+    parts = [(found["images"], "with images"), (found["rejected"], "rejected"),
+             (found["read"], "read as tables or labels"),
              (sum(found["unused"].values()), f"not used{listed(found['unused'])}"),
              (found["pictures"], "pictures that belong to no data set"),
              (sum(found["other"].values()), f"others{listed(found['other'])}")]
-    text = f"{found['files']:,} files = " + " + ".join(f"{number:,} {what}" for number, what in parts if number)
-    beside = [(found["absent"], "images are named and not there"),
-              (found["junk"], "files and folders of systems or of this program are passed over")]
-    return "; ".join([text, *(f"{number:,} {what}" for number, what in beside if number)])
+    text = f"{_count(found['files'], 'file')} = " + " + ".join(f"{number:,} {what}" for number, what in parts if number)
+    beside = [(found["absent"], "image", "named and not there"),
+              (found["junk"], "entry", "of systems or of this program, passed over")]
+    return "; ".join([text, *(f"{_count(number, noun)} {what}" for number, noun, what in beside if number)])
+
+
+def _count(number: int, noun: str) -> str:
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def check_pictures(rest: Listing, names: Mapping[str, str]) -> None:
@@ -102,22 +107,23 @@ def check_pictures(rest: Listing, names: Mapping[str, str]) -> None:
         rest: of `unclaimed`.
         names: `data.names`.
     """
-    folders: dict[str, list[File]] = {}
-    for file in rest.images():
-        folders.setdefault(posixpath.dirname(file.path), []).append(file)
-    if not folders:
+    if not (pictures := rest.images()):
         return
-    shown = [f"{folder or '.'} ({len(files):,}, such as {files[0].name}{_hint(folder, names)})"
-             for folder, files in list(folders.items())[:FOLDERS]]
-    more = f", and {len(folders) - FOLDERS:,} more folders" if len(folders) > FOLDERS else ""
     raise DataError(
-        f"{rest.root}: {sum(map(len, folders.values())):,} picture files belong to no data set that is read here: "
-        f"{', '.join(shown)}{more}. To include them, name their data set by data.sources, or the expressions of their "
-        "folders by data.names; else move them out, or leave them out by data.unclaimed report")
+        f"{rest.root}: {len(pictures):,} picture files belong to no data set that is read here: "
+        f"{folders_of(pictures, names)}. To include them, name their data set by data.sources, or the expressions of "
+        "their folders by data.names; else move them out, or leave them out by data.unclaimed report")
 
 
-def _hint(folder: str, names: Mapping[str, str]) -> str:
-    """What expression the folder's name is near to."""
-    name = posixpath.basename(folder).casefold()
-    near = difflib.get_close_matches(name, (*EXPRESSIONS, *names), n=1)
-    return f"; {name} -> {near[0]}?" if near and near[0] != name else ""
+def folders_of(pictures: Iterable[File], names: Mapping[str, str]) -> str:
+    """The first folders of these pictures: how many each holds, one of them, what expression its name is near to."""
+    folders: dict[str, list[File]] = {}
+    for file in pictures:
+        folders.setdefault(posixpath.dirname(file.path), []).append(file)
+    shown = []
+    for folder, files in list(folders.items())[:FOLDERS]:
+        near = nearest(posixpath.basename(folder), dict(names))
+        hint = f"; {posixpath.basename(folder)} -> {near}?" if near else ""
+        shown.append(f"{folder or '.'} ({len(files):,}, such as {files[0].name}{hint})")
+    more = f", and {len(folders) - FOLDERS:,} more folders" if len(folders) > FOLDERS else ""
+    return ", ".join(shown) + more

@@ -35,10 +35,15 @@ OFFICIAL = {"train": "train", "training": "train", "val": "val", "valid": "val",
 DRAWN_MARKER = "sample.json"  # says from which arguments a folder of drawn faces was made; written last
 # What operating systems leave in folders; only root may enter lost+found.
 _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "@eadir", "#recycle", "@recycle",
-         "system volume information", "$recycle.bin", "recycler", "icon\r"}
-# Folders of a storage of this program (`config.storage`), and how a prepared set in it is known.
+         "system volume information", "$recycle.bin", "recycler", "recycled", "found.000", "icon\r", "#snapshot",
+         "@tmp", "@recently-snapshot", "network trash folder", "temporary items"}
+# Folders of a storage of this program (`config.storage`), and how one is known: by a prepared set or predictions.
 _OUTPUT = ("prepared", "runs", "best", "tune", "crossval", "crossdata", "compare", "labels", "exports", "predictions")
-_PREPARED = re.compile(r"((?:.*/)?)prepared/[^/]+/(?:prepared\.json|images/part-[^/]+\.parquet)", re.DOTALL)
+_OWN = re.compile(r"((?:.*/)?)(?:prepared/[^/]+/(?:prepared\.json|images/part-[^/]+\.parquet)|"
+                  r"predictions/[^/]+/predictions\.csv)", re.DOTALL)
+# Words that stand beside that of a split in the name of its folder: Train_Aligned_Faces, fer_train, test-set.
+_BESIDE_SPLIT = set("set sets data dataset images image imgs img faces face aligned cropped crops split original fer "
+                    "raf db affectnet sfew expw".split())
 THREADS = 16  # they wait for storage
 
 
@@ -47,9 +52,18 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _JUNK
 
 
+def split_named(name: str) -> str | None:
+    """train, val or test, if a folder or a label is named so: `Train`, `Public_Test`, `val_set`, `test-images`."""
+    words = re.findall("[a-z]+", name.casefold())
+    if found := OFFICIAL.get("".join(words)):
+        return found
+    said = [word for word in words if word not in _BESIDE_SPLIT]
+    return OFFICIAL.get(said[0]) if len(said) == 1 else None
+
+
 def official_split(folder: str) -> str | None:
     """The split that a folder, or the highest one around it, is named after; None if none is."""
-    return next((OFFICIAL[part.casefold()] for part in folder.split("/") if part.casefold() in OFFICIAL), None)
+    return next((split for part in folder.split("/") if (split := split_named(part))), None)
 
 
 def is_image(path: str) -> bool:
@@ -269,9 +283,16 @@ def of(root: str | os.PathLike) -> Listing:
     return _sorted(root, [File(*found) for found in walked.files(root, "")], walked.junk)
 
 
+def of_file(place: str) -> tuple[Listing, str]:
+    """A listing of a single file that the configuration names, and the file's path in it."""
+    place = storage.local_path(place) if place.startswith("file://") else place
+    folder, name = posixpath.split(storage.absolute(place))
+    return Listing(folder, (File(name, 0, 0),)), name
+
+
 def _sorted(root: str, files: list[File], junk: set[str]) -> Listing:
-    """A listing without what this program wrote: an earlier prepared set is no data set."""
-    storages = {match[1] for file in files if (match := _PREPARED.fullmatch(file.path))}
+    """A listing without what this program wrote: an earlier prepared set is no data set, nor are its predictions."""
+    storages = {match[1] for file in files if (match := _OWN.fullmatch(file.path))}
     written = tuple(f"{place}{folder}/" for place in storages for folder in _OUTPUT)
     own = {next(folder for folder in written if file.path.startswith(folder)).rstrip("/")
            for file in files if file.path.startswith(written)}

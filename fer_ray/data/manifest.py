@@ -122,8 +122,8 @@ def canonical_expression(name: str, where: str, names: dict[str, str] | None = N
     """
     raw, plain = _spelled(name, names)
     if plain not in _PLAIN:
-        near = difflib.get_close_matches(plain, _PLAIN, n=1)
-        hint = (f" (did you mean {near[0]!r}?)" if near else "") + "; say what it is by data.names"
+        near = nearest(name, names)
+        hint = (f" (did you mean {near!r}?)" if near else "") + "; say what it is by data.names"
         if raw.isdecimal():
             hint = '; a number means another expression in every data set: say which by data.names, {"0": "anger", ...}'
         raise DataError(f"{where}: unknown expression {name!r}{hint}; known: {', '.join(EXPRESSIONS)}")
@@ -135,9 +135,23 @@ def is_expression(name: str, names: dict[str, str] | None = None) -> bool:
     return _spelled(name, names)[1] in _PLAIN
 
 
+def nearest(name: str, names: dict[str, str] | None = None) -> str | None:
+    """The known spelling, or the user's name, that an unknown one is near to; None if none is, or it is one itself."""
+    plain = _spelled(name, names)[1]
+    found = difflib.get_close_matches(plain, (*_PLAIN, *(names or {})), n=1) if plain not in _PLAIN else []
+    return found[0] if found else None
+
+
+def said_by(names: dict[str, str] | None, name: str) -> str:
+    """What the user's `names` say that a name is, whatever its case; the name itself if they say nothing."""
+    if not names or name in names:
+        return (names or {}).get(name, name)
+    return {known.casefold(): meant for known, meant in names.items()}.get(name.casefold(), name)
+
+
 def _spelled(name: str, names: dict[str, str] | None) -> tuple[str, str]:
     """A name in lower case, with the user's `names` put in, and without a leading number."""
     raw = str(name).strip()
     raw = re.sub(r"^([0-9]+)[.,]0+$", r"\1", raw) if raw not in (names or {}) else raw  # 3.0 of a spreadsheet is 3
-    raw = (names or {}).get(raw, raw).casefold()
+    raw = said_by(names, raw).casefold()
     return raw, re.sub(r"^\d+[\W_]+", "", raw)

@@ -61,8 +61,10 @@ def find(files: Listing, data: DataConfig, split_by: str) -> list[Found]:
         rest = left
     if not found:
         known = "; ".join(f"{kind}: {adapter(kind).LOOKS}" for kind in (*PARTICULAR, *GENERAL))
-        raise DataError(f"data.root: {files.root} holds no layout that is known ({known}); name it by data.kind"
-                        f"{tables.described(files)}")
+        pictures = ledger.folders_of(files.images(), data.names)
+        there = f"; pictures lie in {pictures}: say by data.names what each folder shows" if pictures else ""
+        raise DataError(f"data.root: {files.root} holds no layout that is known{there}{tables.described(files)}; or "
+                        f"name the layout by data.kind ({known})")
     kinds = [source.kind for source in found]
     return [dataclasses.replace(source, name=source.files.name) if kinds.count(source.kind) > 1 else source
             for source in found]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 
 from fer_ray import storage
-from fer_ray.data import ledger, listing, pixels, recognition
+from fer_ray.data import ledger, listing, pixels, recognition, tables
 from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DRAWN, NOT_THERE, OUTSIDE, DataError, Manifest, build, merge
 from fer_ray.data.recognition import Found
@@ -77,12 +75,12 @@ def exclude(found: Manifest, file: str) -> Manifest:
     Raises: DataError if the file is no table with the column `image`, or names an image that the data does not have.
     """
     try:
-        listed = pd.read_csv(io.BytesIO(storage.read_bytes(file)), dtype=str, keep_default_na=False)
-    except (OSError, ValueError, storage.StorageError) as error:
-        raise DataError(f"data.exclude: {file} is not a readable CSV file ({' '.join(str(error).split())})") from None
-    if "image" not in listed:
-        raise DataError(f"data.exclude: {file} has no column 'image'; its columns are {', '.join(listed.columns)}")
-    why = dict(zip(listed["image"], listed["reason"] if "reason" in listed else [""] * len(listed), strict=True))
+        folder, name = listing.of_file(file)
+        asked = ["image", "reason"] if tables.has_columns(folder, name, "reason") else ["image"]
+        column = tables.spelled(tables.header(folder, name), asked, file)
+        why = {row[column["image"]]: row.get(column.get("reason", ""), "") for _, _, row in tables.rows(folder, name)}
+    except (DataError, storage.StorageError) as error:
+        raise DataError(f"data.exclude: {error}") from None
     images = found.rows.column("image").to_pylist()
     if unknown := sorted(set(why) - set(images) - set(found.rejected.column("image").to_pylist())):
         raise DataError(f"data.exclude: {file} names {len(unknown)} images that are not in the data, such as "

@@ -25,7 +25,12 @@ from fer_ray.data.listing import Listing
 from fer_ray.data.manifest import DataError, read_parquet
 from fer_ray.data.pixels import DELIMITERS
 
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")  # as Hugging Face numbers the files of one table
+TEXT, ALL = (".csv", ".tsv"), (".csv", ".tsv", ".parquet")  # extensions of tables
+# What others call the columns that are asked for by these names.
+CALLED = {"image": ("filename", "file_name", "file", "path", "image_path", "image_name", "img"),
+          "expression": ("emotion", "label", "emotion_label", "expression_label")}
+# As Hugging Face numbers the files of one table: train-00000-of-00002-a09b74b3ef9c3b56.parquet, train/0000.parquet.
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?$|/\d{4}$")
 
 
 class NotATableError(DataError):
@@ -63,19 +68,23 @@ def class_names(files: Listing, file: str, column: str) -> dict[str, str]:
 
 
 def spelled(columns: Sequence[str], names: Iterable[str], where: str) -> dict[str, str]:
-    """Each of `names` as the table spells it: exactly so, else in upper or lower case.
+    """Each of `names` as the table spells it: exactly so, else in upper or lower case, else by a name of `CALLED`.
 
     `where` names the table. Raises: DataError for a column that is not there, or twice apart from its case.
     """
     found = {}
     for name in names:
-        same = [name] if name in columns else [c for c in columns if c.casefold() == name.casefold()]
+        same = next((same for asked in (name, *CALLED.get(name, ())) if (same := _same(columns, asked))), [])
         if not same:
             raise NotATableError(f"{where}: no column {name!r}; {_shown(columns)}")
         if len(same) > 1:
             raise NotATableError(f"{where}: has columns {' and '.join(same)}; nobody knows which is {name!r}")
         found[name] = same[0]
     return found
+
+
+def _same(columns: Sequence[str], name: str) -> list[str]:
+    return [name] if name in columns else [column for column in columns if column.casefold() == name.casefold()]
 
 
 def has_columns(files: Listing, file: str, *names: str) -> bool:
@@ -98,7 +107,7 @@ def described(files: Listing) -> str:
         except DataError as error:
             return str(error)
 
-    found = [what(file) for file in files.tables(".csv", ".parquet")[:3]]
+    found = [what(file) for file in files.tables(*ALL)[:3]]
     return f"; {'; '.join(found)}" if found else ""
 
 
@@ -111,22 +120,31 @@ def _shown(columns: Sequence[str]) -> str:
 def belonging_together(found: list[str]) -> dict[str, str | None]:
     """The tables of one data set, and the split that each is named after: one table, one in shards, or one a split.
 
-    They lie in one folder.
     Raises: DataError if they are several others, or a shard is missing.
     """
     shards: dict[str, list[str]] = defaultdict(list)
     for file in found:
         shards[_SHARD.sub("", posixpath.splitext(file)[0])].append(file)
-    splits = {name: split_in(posixpath.basename(name)) if len(shards) > 1 else None for name in shards}
-    folders = set(map(posixpath.dirname, found))
-    if len(shards) > 1 and (len(folders) > 1 or None in splits.values() or len(set(splits.values())) < len(splits)):
+    splits = {name: _split_of(name) if len(shards) > 1 else None for name in shards}
+    if len(shards) > 1 and (None in splits.values() or len(set(splits.values())) < len(splits)):
         raise DataError(f"{len(found)} tables fit: {', '.join(found[:5])}; name the right one by data.table.file")
     for name, parts in shards.items():
-        totals = [int(match[2]) for part in parts if (match := _SHARD.search(posixpath.splitext(part)[0]))] or [1]
-        if set(totals) != {len(parts)}:
+        totals = [int(match[2]) for part in parts
+                  if (match := _SHARD.search(posixpath.splitext(part)[0])) and match[2]]
+        if set(totals) - {len(parts)}:
             raise DataError(f"{name}: {len(parts)} of {max(totals)} shards are there, such as "
                             f"{posixpath.basename(parts[0])}; all are needed")
     return {part: splits[name] for name, parts in shards.items() for part in parts}
+
+
+def _split_of(name: str) -> str | None:
+    return split_in(posixpath.basename(name)) or split_in(posixpath.basename(posixpath.dirname(name)))
+
+
+def are_splits(folders: Iterable[str]) -> bool:
+    """Whether each of these folders is named after another split."""
+    splits = [split_in(posixpath.basename(folder)) for folder in folders]
+    return None not in splits and len(set(splits)) == len(splits)
 
 
 def split_in(name: str) -> str | None:
@@ -204,6 +222,8 @@ class _Records:
     def __init__(self, lines: _Lines, names: Sequence[str]):
         self.lines, self.file, self.number = lines, lines.file, 0
         first = next(lines, "")
+        if "\r" in first.rstrip("\r\n"):
+            raise NotATableError(f"{self.file}: its lines end as on old Macintoshes (CR); save it with other line ends")
         if excel := re.fullmatch(r"sep=(.)\s*", first):  # the first line says what stands between values
             self.number, start, delimiter = 1, lines.position, excel[1]
         else:

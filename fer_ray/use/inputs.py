@@ -14,7 +14,6 @@ from fer_ray.data.manifest import DataError
 from fer_ray.use import photographs
 
 KEY = "predict.images"
-TABLES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def find(path: str, column: str = "image") -> list[Picture]:
         raise DataError(f"{KEY}: {path!r} is not set; give a folder of images, an image, a glob or a table")
     if path.startswith("file://"):
         _, path = storage.resolve(path)
-    if path.lower().endswith(TABLES) and storage.exists(path):
+    if path.lower().endswith(tables.ALL) and storage.exists(path):
         found = _of_table(path, column)
     elif os.path.isfile(path) or "://" in path and listing.is_image(path) and storage.exists(path):
         found = [Picture(photographs.name_of(path), *storage.stat(path), None)]

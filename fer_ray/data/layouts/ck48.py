@@ -1,6 +1,7 @@
 """CK+48: the last three frames of each labelled CK+ sequence as 48 x 48 face crops, a folder a class, no neutral.
 
 Copies divide it into `train/` and `test/`, or add a folder of neutral faces from elsewhere, which is not read here.
+Others hold CK+'s own frames of 640 x 490 px in such folders, in which the face is searched.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fer_ray.data_config import DataConfig
 
 LOOKS = "anger/S010_004_00000017.png"
 PEOPLE = "ckplus"  # S010 is the same person in both
+LARGEST_CROP = 8192  # bytes; 48 x 48 px of three colours are 6,912, and a frame of CK+ has tens of thousands
 
 
 def recognise(files: Listing, data: DataConfig) -> str | None:
@@ -41,7 +43,7 @@ def read(files: Listing, data: DataConfig) -> Reading:
                "expression": canonical_expression(posixpath.basename(folder), files.uri(folder), data.names)}
         if frame := frame_of(file.name):
             rows.append(row | {"subject": frame.subject, "sequence": frame.sequence, "frame": frame.number,
-                               "cropped": True})
+                               "cropped": file.size <= LARGEST_CROP})
         else:
             rejected.append(row | {"reason": "no CK+ frame name"})
     return Reading(rows, rejected)

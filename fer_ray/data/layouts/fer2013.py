@@ -105,7 +105,7 @@ def _parts(files: Listing) -> list[str]:
 
 
 def _tables(files: Listing) -> list[str]:
-    return [file for file in files.tables(".csv") if posixpath.basename(file).lower() != "ckextended.csv"]
+    return [file for file in files.tables(*tables.TEXT) if posixpath.basename(file).lower() != "ckextended.csv"]
 
 
 def read_pixel_table(files: Listing, file: str, codes: tuple[str, ...],
@@ -129,9 +129,9 @@ def read_pixel_table(files: Listing, file: str, codes: tuple[str, ...],
 
 
 def _official(usage: str, where: str) -> str:
-    if usage.casefold() not in listing.OFFICIAL:
+    if (split := listing.split_named(usage)) is None:
         raise DataError(f"{where}: Usage {usage[:40]!r}; right is Training, PublicTest or PrivateTest")
-    return listing.OFFICIAL[usage.casefold()]
+    return split
 
 
 def _read_votes(files: Listing, file: str, min_agreement: float) -> Iterator[dict]:

@@ -1,19 +1,22 @@
 """RAF-DB, basic emotions (Li, Deng, Du 2017): `list_patition_label.txt` (so spelled) beside `Image/`.
 
-Also the copies with numbered folders, `DATASET/train/4/train_00123_aligned.jpg`. The set names no people.
+Also the copies with numbered folders, `DATASET/train/4/train_00123_aligned.jpg`, or with tables of numbers,
+`train_labels.csv`. The set names no people.
 """
 
 from __future__ import annotations
 
 import collections
+import itertools
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from fer_ray.data import listing
+from fer_ray.data import listing, tables
+from fer_ray.data.image_names import MADE
 from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import File, Listing
-from fer_ray.data.manifest import DataError, canonical_expression
+from fer_ray.data.manifest import DataError, canonical_expression, is_expression
 from fer_ray.data_config import DataConfig
 
 LOOKS = "list_patition_label.txt with Image/aligned/train_00001_aligned.jpg"
@@ -29,10 +32,12 @@ NEAR, ENOUGH = 0.04, 300
 
 
 def recognise(files: Listing, data: DataConfig) -> str | None:
-    """The list of labels, or its pictures in numbered folders."""
+    """The list of labels, or its pictures in numbered folders or in tables of numbers."""
     if lists := _lists(files):
         return posixpath.basename(lists[0])
-    return "train_*_aligned.jpg in numbered folders" if any(map(_number_of, files.images())) else None
+    if any(map(_number_of, files.images())):
+        return "train_*_aligned.jpg in numbered folders"
+    return ", ".join(map(posixpath.basename, _tables(files))) or None
 
 
 def read(files: Listing, data: DataConfig) -> Reading:
@@ -44,7 +49,11 @@ def read(files: Listing, data: DataConfig) -> Reading:
     Raises: DataError if there is no list, one of its lines is wrong, or folders do not tell which class they are.
     """
     lists = _lists(files)
-    readings = [_read_list(files, path) for path in lists] or [_read_numbered(files, data.names)]
+    if lists or any(map(_number_of, files.images())):
+        readings = [_read_list(files, path) for path in lists] or [_read_numbered(files, data.names)]
+    else:
+        lists = _tables(files)
+        readings = _read_tables(files, lists, data.names)
     rows = [row for reading in readings for row in reading.rows]
     _reject_second_labels(rows)
     return Reading([row for row in rows if "reason" not in row],
@@ -83,17 +92,21 @@ def _lists(files: Listing) -> list[str]:
 
 def _read_list(files: Listing, path: str) -> Reading:
     """The images below the folder around the list's, which are those of its data set."""
-    place, where = posixpath.dirname(posixpath.dirname(path)), files.uri(path)
+    where = files.uri(path)
+    lines = [_line(line, f"{where} line {number}")
+             for number, line in enumerate(files.read_text(path).splitlines(), start=1) if line.strip()]
+    return _labelled(files, posixpath.dirname(posixpath.dirname(path)), [(name, CODES[code]) for name, code in lines])
+
+
+def _labelled(files: Listing, place: str, labels: list[tuple[str, str]]) -> Reading:
+    """The images below the folder `place`, by the names and expressions of a list."""
     pictures = collections.defaultdict(list)
     for file in files.images():
         if (not place or file.path.startswith(place + "/")) and (match := _picture(file.path)):
             pictures[match["id"].casefold()].append((match["rest"] != "", not _is_aligned(file.path), file.path))
     rows, rejected, unused = [], [], {}
-    for number, line in enumerate(files.read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, code = _line(line, f"{where} line {number}")
-        row = {"expression": CODES[code], "official": name.partition("_")[0].casefold()}
+    for name, expression in labels:
+        row = {"expression": expression, "official": posixpath.basename(name).partition("_")[0].casefold()}
         found = sorted(pictures.get(_id_of(name), []))
         if not found or found[0][0]:
             missing = posixpath.join(place, name)
@@ -103,7 +116,7 @@ def _read_list(files: Listing, path: str) -> Reading:
             rows.append(row | {"image": files.uri(used), "cropped": _is_aligned(used)})
             unused |= {files.uri(other): "another file of the same picture is used" for copy, _, other in found[1:]
                        if not copy}
-        rejected += [row | {"image": files.uri(other), "reason": "made from another picture of the set"}
+        rejected += [row | {"image": files.uri(other), "reason": MADE}
                      for copy, _, other in found if copy]
     return Reading(rows, rejected, unused=unused)
 
@@ -123,6 +136,43 @@ def _is_aligned(path: str) -> bool:
     return "aligned" in path.casefold().split("/")[:-1] or bool((match := _picture(path)) and match["aligned"])
 
 
+# --- tables of numbers ---------------------------------------------------------------------------------
+
+
+def _tables(files: Listing) -> list[str]:
+    """CSVs with a name of RAF-DB and a number in each row, whose pictures lie in no folder of a class."""
+    if not (pictures := [file for file in files.images() if _picture(file.path)]) or any(
+            is_expression(posixpath.basename(posixpath.dirname(file.path))) for file in pictures):
+        return []
+    found = [file for file in files.tables(*tables.TEXT) if tables.has_columns(files, file, "image", "expression")]
+    return [file for file in found if all(map(_is_numbered, itertools.islice(_table_rows(files, file), 5)))]
+
+
+def _table_rows(files: Listing, file: str) -> Iterator[tuple[str, str]]:
+    """Name and label of each row."""
+    column = tables.spelled(tables.header(files, file), ("image", "expression"), files.uri(file))
+    for _, _, row in tables.rows(files, file):
+        yield row[column["image"]].strip().replace("\\", "/"), row[column["expression"]].strip()
+
+
+def _is_numbered(row: tuple[str, str]) -> bool:
+    return bool(_picture(row[0])) and listing.whole_number(row[1]) is not None
+
+
+def _read_tables(files: Listing, found: list[str], names: Mapping[str, str]) -> list[Reading]:
+    if not found:
+        raise DataError(f"{files.root}: no RAF-DB; it has {LOOKS}{tables.described(files)}")
+    labels = {file: list(_table_rows(files, file)) for file in found}
+    for file, rows in labels.items():
+        if wrong := next((row for row in rows if not _is_numbered(row)), None):
+            raise DataError(f"{files.uri(file)}: {', '.join(wrong)[:60]!r}; right is like 'train_00001_aligned.jpg, 5'")
+    numbers = {label: str(listing.whole_number(label)) for rows in labels.values() for _, label in rows}
+    counts = collections.Counter(numbers[label] for rows in labels.values() for _, label in rows)
+    classes = numbering(counts, names, f"{files.root}: {', '.join(map(posixpath.basename, found))}", "number")
+    return [_labelled(files, posixpath.dirname(file), [(name, classes[numbers[label]]) for name, label in rows])
+            for file, rows in labels.items()]
+
+
 # --- numbered folders ----------------------------------------------------------------------------------
 
 
@@ -134,8 +184,6 @@ def _number_of(file: File) -> str | None:
 
 def _read_numbered(files: Listing, names: Mapping[str, str]) -> Reading:
     folders = {posixpath.dirname(file.path): number for file in files.images() if (number := _number_of(file))}
-    if not folders:
-        raise DataError(f"{files.root}: no RAF-DB; it has {LOOKS}")
     images = [file for file in files.images() if posixpath.dirname(file.path) in folders]
     made = _made_from_others(images)
     counts = collections.Counter(folders[posixpath.dirname(file.path)] for file in images
@@ -150,10 +198,23 @@ def _read_numbered(files: Listing, names: Mapping[str, str]) -> Reading:
         if match is None:
             rejected.append(row | {"reason": "no RAF-DB name"})
         elif file.path in made:
-            rejected.append(row | {"reason": "made from another picture of the set"})
+            rejected.append(row | {"reason": MADE})
         else:
             rows.append(row)
-    return Reading(rows, rejected)
+    return Reading(rows, rejected, unused=_compared(files, {_id_of(row["image"]): row["expression"] for row in rows}))
+
+
+def _compared(files: Listing, known: Mapping[str, str]) -> dict[str, str]:
+    """Tables beside numbered folders, which say the same. Raises: DataError if one says something else."""
+    unused = {}
+    for file in _tables(files):
+        for name, label in _table_rows(files, file):
+            said = CODES.get(str(listing.whole_number(label)))
+            if (folder := known.get(_id_of(name))) not in (None, said):
+                raise DataError(f"{files.uri(file)}: {name} has the label {label!r} and lies in the folder of "
+                                f"{folder}; keep the table or the folders, whichever is right")
+        unused[files.uri(file)] = "the folders say the same"
+    return unused
 
 
 def _made_from_others(images: list[File]) -> set[str]:
@@ -168,16 +229,18 @@ def _made_from_others(images: list[File]) -> set[str]:
     return {path for found in by_picture.values() for rest, path in found if rest and (rest, path) != min(found)}
 
 
-def numbering(counts: Mapping[str, int], names: Mapping[str, str], where: str) -> dict[str, str]:
-    """The expression of each numbered folder.
+def numbering(counts: Mapping[str, int], names: Mapping[str, str], where: str,
+              what: str = "numbered folder") -> dict[str, str]:
+    """The expression of each numbered folder, or of each number of a table.
 
     Folders 1 to 7 are RAF-DB's own codes; copies with 0 to 6 may count from 0, or follow any other list. What tells is
     how many pictures of each class the set has.
 
     Args:
-        counts: pictures by the name of the folder, of training and test together.
+        counts: pictures by the name of the folder or the number, of training and test together.
         names: the user's own names of folders.
         where: the data set's folder, for the message.
+        what: what is numbered, for the message.
 
     Raises: DataError if the numbers and the counts do not tell, or contradict `names`.
     """
@@ -198,7 +261,7 @@ def numbering(counts: Mapping[str, int], names: Mapping[str, str], where: str) -
                    and _distance(in_order, SIZES) > 2 * NEAR)
     if fits or (first == 1 and 7 in numbers.values() and None not in own.values() and not other_order):
         return {name: str(expression) for name, expression in own.items()}
-    raise DataError(f"{where}: which expression each numbered folder holds cannot be told. RAF-DB's codes are 1 to 7, "
+    raise DataError(f"{where}: which expression each {what} stands for cannot be told. RAF-DB's codes are 1 to 7, "
                     f"and the numbers of pictures ({told}) are not those of its classes in this order; say it by "
                     'data.names, such as {"0": "surprise", "1": "fear", "2": "disgust", ...}')
 

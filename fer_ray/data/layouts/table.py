@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import posixpath
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from fer_ray.data import listing, tables
 from fer_ray.data.image_names import ImageNames
 from fer_ray.data.ledger import Reading
 from fer_ray.data.listing import Listing
-from fer_ray.data.manifest import DataError, canonical_expression
+from fer_ray.data.manifest import DataError, canonical_expression, is_expression
 from fer_ray.data_config import DataConfig, TableConfig
 
+IMAGES = "images"  # the folder of images, if the configuration names none
+LOOKED_AT = 100  # rows of a table that may be one
 LOOKS = "a CSV or Parquet file with the columns of data.table, in shards or one a split"
 # How tables write that a value is missing, in lower case: it must not become a person of that name.
 NO_VALUE = {"", "-", "?", "nan", "none", "null", "nil", "<na>", "n/a", "#n/a", "unknown"}
@@ -25,11 +28,29 @@ def recognise(files: Listing, data: DataConfig) -> str | None:
 
     Raises: DataError if there are several in one folder that do not belong together.
     """
-    found = [file for file in _candidates(files, data.table.file)
-             if tables.has_columns(files, file, *_needed(files, file, data.table))]
-    if not found or len(set(map(posixpath.dirname, found))) > 1:  # in several folders are several data sets
+    found = [file for file in _candidates(files, data.table.file) if _fits(files, file, data.table)]
+    folders = set(map(posixpath.dirname, found))
+    if not found or len(folders) > 1 and not tables.are_splits(folders):  # in several folders are several data sets
         return None
     return ", ".join(map(posixpath.basename, tables.belonging_together(found)))
+
+
+def _fits(files: Listing, file: str, options: TableConfig) -> bool:
+    """Whether a table has the columns. Under other names only if its images are there, in no folder of a class.
+
+    Many tables have a path and a label, and what the folder of an image says holds more than such a label.
+    """
+    needed = _needed(files, file, options)
+    if not tables.has_columns(files, file, *needed):
+        return False
+    column = tables.spelled(tables.header(files, file), needed, file)
+    if _pixels_column(files, file, options) or all(name.casefold() == column[name].casefold() for name in needed):
+        return True
+    place, folder = _images(files, file, options.images)
+    images = ImageNames(file, place, folder)
+    for _, _, row in itertools.islice(_rows(files, file, options, column), LOOKED_AT):
+        images.find(row[column[options.image_column]])
+    return bool(images.found) and not any(is_expression(part) for path in images.found for part in path.split("/")[:-1])
 
 
 def read(files: Listing, data: DataConfig) -> Reading:
@@ -46,25 +67,32 @@ def read(files: Listing, data: DataConfig) -> Reading:
         if fit and file not in fit and tables.split_in(posixpath.basename(file)):  # another split would vanish unsaid
             tables.spelled(tables.header(files, file), _needed(files, file, options), files.uri(file))
     found = tables.belonging_together(fit or candidates)
-    images, rejected, beside = None, [], ()
-    if not all(_pixels_column(files, file, options) for file in found):
-        place, folder = _images(files, options.images)
-        images = ImageNames(", ".join(map(files.uri, found)), place, folder)
-        beside = () if place is files else (place,)
-    rows = [row for file, split in found.items() for row in _read(files, file, data, images, split)]
-    if images:
+    rows, images_in = [], {}
+    for file, split in found.items():
+        images = None
+        if not _pixels_column(files, file, options):
+            place, folder = _images(files, file, options.images)
+            images = images_in.setdefault(folder, ImageNames(", ".join(map(files.uri, found)), place, folder))
+        rows += _read(files, file, data, images, split)
+    rejected = []
+    for images in images_in.values():
         images.check()
         images.tell()
-        rejected = images.unlisted()
+        own = images.files is not files or images.folder not in ("", *map(posixpath.dirname, found))
+        rejected += images.unlisted(everywhere=own)
     unused = {files.uri(file): "lacks columns of data.table, or data.table.file names another table"
-              for file in files.tables(".csv", ".parquet") if file not in found}
-    return Reading(rows, rejected, read=frozenset(map(files.uri, found)), unused=unused, beside=beside)
+              for file in files.tables(*tables.ALL) if file not in found}
+    beside = {images.files.root: images.files for images in images_in.values() if images.files is not files}
+    return Reading(rows, rejected, read=frozenset(map(files.uri, found)), unused=unused, beside=tuple(beside.values()))
 
 
 def _read(files: Listing, file: str, data: DataConfig, images: ImageNames | None, split: str | None) -> list[dict]:
     """The rows of one table. `split`: which one its name tells, if any."""
     options, place = data.table, files.uri(file)
     column = tables.spelled(tables.header(files, file), _needed(files, file, options), place)
+    for name in (options.image_column, options.expression_column):
+        if column.get(name, name).casefold() != name.casefold():
+            print(f"{place}: column {column[name]!r} is taken for {name!r}", flush=True)
     names = tables.class_names(files, file, column[options.expression_column]) | data.names
     pattern = listing.compile_pattern(options.subject_pattern, "data.table.subject_pattern")
     found = []
@@ -98,11 +126,17 @@ def _rows(files: Listing, file: str, options: TableConfig,
         yield f"{files.uri(file)}#row={number:09d},column={inside}" if inside else None, number, row
 
 
-def _images(files: Listing, folder: str) -> tuple[Listing, str]:
-    """The listing that has the folder of images, and its path there. Raises: DataError if it is no folder.
+def _images(files: Listing, file: str, folder: str) -> tuple[Listing, str]:
+    """The listing that has the folder of a table's images, and its path there. Raises: DataError if it is no folder.
 
     It may lie outside of `files` if the configuration says so.
     """
+    if not folder:
+        beside = posixpath.dirname(file)
+        folder = next((path for path in (IMAGES, posixpath.join(beside, IMAGES))
+                       if files.has_folder(path) or files.file(path)), beside)
+        if files.has_folder(folder or "."):
+            return files, folder
     images = files.at(folder)
     if images.root == files.root or images.root.startswith(files.root + "/"):
         path = files.path_of(folder)
@@ -139,15 +173,15 @@ def _subject(text: str, where: str) -> str:
 
 
 def _official(text: str, where: str) -> str:
-    if (value := text.strip().casefold()) not in listing.OFFICIAL:
+    if (split := listing.split_named(text)) is None:
         raise DataError(f"{where}: split {text.strip()[:40]!r}; right is train, val or test")
-    return listing.OFFICIAL[value]
+    return split
 
 
 def _candidates(files: Listing, file: str) -> list[str]:
     """The table that the configuration names, or all that are there. Raises: DataError if there is none of its name."""
     if not file:
-        return files.tables(".csv", ".parquet")
+        return files.tables(*tables.ALL)
     path = files.path_of(file)
     if not files.has_file(path):
         raise DataError(f"{files.uri(path)}: no such table (data.table.file)")

@@ -147,3 +147,11 @@ def test_ck48_names_a_misspelt_class(tmp_path):
         read(tmp_path)
     rows, _ = read(tmp_path, names={"hapy": "happiness"})
     assert counted(rows) == {"anger": 12, "happiness": 12}
+
+
+def test_whole_frames_of_ckplus_in_folders_of_classes_are_no_crops(tmp_path):
+    put_ck48(tmp_path, ["anger"])
+    for file in tmp_path.rglob("*17.png"):
+        file.write_bytes(file.read_bytes() + bytes(20_000))  # as large as a frame of 640 x 490 px
+    rows, _ = read(tmp_path)
+    assert dict(rows.groupby("frame").cropped.all()) == {15: True, 16: True, 17: False}

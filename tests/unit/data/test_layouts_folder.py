@@ -89,3 +89,32 @@ def test_jaffe_under_converted_names(tmp_path):
     rows, rejected = read(tmp_path)
     assert collections.Counter(rows.expression) == {"anger": 2, "happiness": 2, "surprise": 1, "neutral": 1}
     assert set(rows.subject) == {"jaffe:KA", "jaffe:KL", "jaffe:UY", "jaffe:YM"} and rejected.empty
+
+
+@pytest.mark.parametrize(("inside", "people"), [
+    (("ann", "bob", "carl"), {"folder:ann", "folder:bob", "folder:carl"}),
+    (("part1", "part2", "part3"), set()), (("001", "002", "003"), set()), (("ann", "bob"), set())])
+def test_folders_in_those_of_the_classes_are_people_where_that_is_evident(tmp_path, inside, people):
+    for split in ("Training_Set", "test_images"):
+        put_classes(tmp_path / split, ("angry", "happy"), inside)
+    rows, _ = read(tmp_path)
+    assert set(rows.subject.dropna()) == people and rows.subject.isna().all() == (not people)
+    assert collections.Counter(rows.official) == {"train": 4 * len(inside), "test": 4 * len(inside)}
+
+
+def test_pictures_that_were_made_from_others_are_rejected(tmp_path):
+    for name in ("a.jpg", "a_aug1.jpg", "a_flip.JPG", "b-rot15.png", "b-rot30.png", "a_rotterdam.jpg", "crop.jpg"):
+        put(tmp_path / "happy" / name)
+    put(tmp_path / "sad/KA.SA1.9.tiff"), put(tmp_path / "sad/KA.SA1.9_flip.png")
+    rows, rejected = read(tmp_path)
+    assert {image.rpartition("/")[2] for image in rows.image} == {
+        "a.jpg", "b-rot15.png", "a_rotterdam.jpg", "crop.jpg", "KA.SA1.9.tiff"}
+    assert reasons(rejected) == {"made from another picture of the set": 4}
+
+
+def test_names_in_another_language_hold_in_any_case_and_are_asked_for(tmp_path):
+    put_classes(tmp_path, ("train", "test"), ("Freude", "Wut", "TRAUER"), each=1)
+    with pytest.raises(DataError, match="no layout that is known; pictures lie in test/Freude .1, such.*names"):
+        read(tmp_path)
+    rows, _ = read(tmp_path, names={"freude": "happiness", "Wut": "anger", "Trauer": "sadness"})
+    assert collections.Counter(rows.expression) == {"happiness": 2, "anger": 2, "sadness": 2}

@@ -89,3 +89,28 @@ def test_compound_emotions_are_refused_by_name(tmp_path):
     (tmp_path / "EmoLabel/list_patition_label.txt").write_text("train_0001.jpg 1\ntrain_0002.jpg 11\n")
     with pytest.raises(DataError, match="line 2: 'train_0002.jpg 11'.*compound emotions.*folder of the basic ones"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("folders", [True, False])
+def test_kaggles_tables_of_numbers(tmp_path, folders):
+    put_numbered_rafdb(tmp_path, [7] * 7)
+    pictures = sorted(tmp_path.rglob("*.jpg"))
+    for split in ("train", "test"):
+        rows = [f"{file.name},{file.parent.name}" for file in pictures if file.name.startswith(split)]
+        (tmp_path / f"{split}_labels.csv").write_text("\n".join(["image,label", *rows]))
+    if not folders:
+        for file in pictures:
+            file.rename(file.parent.parent / file.name)
+    rows, rejected = read(tmp_path)
+    assert collections.Counter(rows.expression) == dict.fromkeys(OWN, 7) and rejected.empty
+    assert collections.Counter(rows.official) == {"train": 42, "test": 7}
+    table = tmp_path / "train_labels.csv"
+    table.write_text(table.read_text().replace(",1", ",2"))
+    if folders:
+        with pytest.raises(DataError, match="train_labels.csv: train_.* has the label '2' and lies in .* surprise"):
+            read(tmp_path)
+    table.write_text(table.read_text().replace(",7", ",0"))
+    if not folders:
+        (tmp_path / "test_labels.csv").unlink()
+        with pytest.raises(DataError, match="train_labels.csv: which expression each number stands for.*data.names"):
+            read(tmp_path)

@@ -54,7 +54,7 @@ def test_other_files_are_counted_and_the_line_says_all(tmp_path):
     (tmp_path / ".DS_Store").touch()
     found = accounted(tmp_path)
     assert ledger.line(found) == ("5 files = 2 with images + 1 rejected + 2 others (.csv 1, without extension 1); "
-                                  "1 files and folders of systems or of this program are passed over")
+                                  "1 entry of systems or of this program, passed over")
 
 
 def test_a_layout_that_invents_a_file_is_stopped(tmp_path):

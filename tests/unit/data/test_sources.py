@@ -24,7 +24,7 @@ def test_every_layout_is_recognised_and_said(root, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"recognised ckplus in {root}: cohn-kanade-images/ and Emotion/" in said and "recognised jaffe" in said
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no layout that is known.*cohn-kanade-images.*data.kind"):
+    with pytest.raises(DataError, match="no layout that is known; .*data.kind.*cohn-kanade-images"):
         read(tmp_path / "empty")
 
 
@@ -84,12 +84,15 @@ def test_excluded_images_carry_their_reason_and_unknown_ones_are_refused(tmp_pat
     marked, _ = read(tmp_path / "data", exclude=str(out))
     assert marked.excluded.fillna("").tolist() == ["excluded by out.csv: looks like anger", ""]
     for text, words in (("image\n/else.png\n", "names 1 images that are not in the data, such as '/else.png'"),
-                        ("file\na.png\n", "no column 'image'"), ("", "not a readable CSV")):
+                        ("who\na.png\n", "data.exclude: .*out.csv: no column 'image'"), ("", "out.csv: is empty")):
         out.write_text(text)
         with pytest.raises(DataError, match=words):
             read(tmp_path / "data", exclude=str(out))
-    with pytest.raises(DataError, match="not a readable CSV"):
+    with pytest.raises(DataError, match="data.exclude: .*none.csv: cannot be read"):
         read(tmp_path / "data", exclude=str(tmp_path / "none.csv"))
+    out.write_bytes(f"Reason;IMAGE\nblurred;{rows.image[1]}\n".encode("utf-16"))
+    marked, _ = read(tmp_path / "data", exclude=str(out))
+    assert marked.excluded.fillna("").tolist() == ["", "excluded by out.csv: blurred"]
 
 
 def test_drawn_faces_are_called_drawn_however_their_folder_is_given(root, tmp_path):

@@ -158,7 +158,7 @@ def without_usage(text):
     (fer(), "utf-8-sig"), (fer().replace("\n", "\r\n"), "utf-8-sig"), (fer().replace(",", ";"), "utf-8"),
     (fer().replace(",", "\t"), "utf-8"), (fer(header='"Emotion","PIXELS","usage"'), "utf-8-sig"),
     (fer(header="emotion, pixels, Usage").replace(GREY, f'"{GREY}"'), "utf-8"),
-    (fer("0.0,training 3.0,publictest 6.0,PRIVATETEST"), "utf-8"),
+    (fer("0.0,training 3.0,public_test 6.0,PRIVATETEST"), "utf-8"),
     (",".join(["", *fer().splitlines(True)[:1]]) + "".join(f"{n},{line}" for n, line in enumerate(
         fer().splitlines(True)[1:])) + ",,,\n", "utf-8")],
     ids=["BOM", "CRLF", "semicolon", "tab", "quoted, upper case", "blanks and quotes", "float codes", "index"])
@@ -220,7 +220,7 @@ def test_names_of_numbers_need_no_quotes(tmp_path, names):
 
 def test_a_table_of_no_layout_shows_its_columns(tmp_path):
     (tmp_path / "faces.csv").write_text("file;emotion\na.jpg;sad\n")
-    with pytest.raises(DataError, match="no layout that is known .*; faces.csv: its columns are file, emotion$"):
+    with pytest.raises(DataError, match="no layout that is known; faces.csv: its columns are file, emotion; or name"):
         read(tmp_path)
 
 
@@ -229,3 +229,43 @@ def test_tables_in_several_folders_are_several_data_sets(tmp_path):
         put(tmp_path / name / "images/a.jpg")
         (tmp_path / name / "labels.csv").write_text("image,expression\na.jpg,sad\n")
     assert sorted(read(tmp_path)[0].dataset) == ["one", "two"]
+
+
+@pytest.mark.parametrize(("file", "text", "folder"), [
+    ("labels.tsv", "image\texpression\na.jpg\tsad\nb.jpg\tfear\n", "images"),
+    ("labels.csv", "filename|emotion_label\na.jpg|sad\nb.jpg|fear\n", "images"),
+    ("faces/metadata.csv", "file_name;Label\na.jpg;sad\nb.jpg;fear\n", "faces"),
+    ("labels.csv", "path,emotion\npics/a.jpg,sad\npics/b.jpg,fear\n", "pics")])
+def test_tables_of_other_columns_beside_their_images(tmp_path, file, text, folder, capsys):
+    for name in ("a", "b", "more"):
+        put(tmp_path / folder / f"{name}.jpg")
+    (tmp_path / file).write_text(text)
+    rows, rejected = read(tmp_path)
+    assert sorted(rows.expression) == ["fear", "sadness"] and list(rejected.reason) == ["no row of the table names it"]
+    assert ("is taken for 'expression'" in capsys.readouterr().out) == ("expression" not in text.partition("\n")[0])
+
+
+def test_a_table_of_paths_and_labels_takes_no_image_from_the_folder_of_a_class(tmp_path):
+    for name in ("happy/a.jpg", "sad/b.jpg"):
+        put(tmp_path / name)
+    (tmp_path / "list.csv").write_text("path,label\nhappy/a.jpg,0\nsad/b.jpg,1\n")
+    rows, _ = read(tmp_path)
+    assert sorted(rows.expression) == ["happiness", "sadness"] and set(rows.dataset) == {"folder"}
+
+
+def test_shards_with_hashes_and_in_folders_of_splits(tmp_path):
+    for name in ("train-00000-of-00002-a09b74b3", "train-00001-of-00002-b19b74b3", "test-00000-of-00001-c29b74b3"):
+        write_shard(tmp_path / f"hub/{name}.parquet", [0])
+    for name in ("train/0000", "train/0001", "validation/0000"):
+        (tmp_path / "converted").mkdir(exist_ok=True)
+        write_shard(tmp_path / f"converted/{name}.parquet", [3])
+    for folder, other in (("hub", "test"), ("converted", "val")):
+        rows, _ = read(tmp_path / folder, names=NAMES)
+        assert sorted(rows.official) == sorted(["train", "train", other])
+
+
+def test_a_table_with_the_line_ends_of_old_macintoshes_says_so(tmp_path):
+    put(tmp_path / "images/a.jpg")
+    (tmp_path / "t.csv").write_text("image,expression\ra.jpg,sad\r")
+    with pytest.raises(DataError, match="t.csv: its lines end as on old Macintoshes"):
+        read(tmp_path)

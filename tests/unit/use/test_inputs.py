@@ -71,7 +71,7 @@ def test_a_bucket_is_listed_and_not_asked_for_each_image(folder, monkeypatch):
     with s3.server() as port, monkeypatch.context() as patch:
         for name, value in s3.environment(port).items():
             patch.setenv(name, value)
-        fer_ray.s3._client.cache_clear()
+        fer_ray.s3._client.cache_clear(), fer_ray.s3.filesystem.cache_clear()
         for name in FILES:
             storage.write_bytes(f"{root}/{name}", b"xyz")
         storage.write_bytes(f"{root}/t.csv", b"image\ntrip/c.PNG\ngone.png\n../x.png\ns3://other/x.png\n./a.png\n")
@@ -89,7 +89,7 @@ def test_a_bucket_is_listed_and_not_asked_for_each_image(folder, monkeypatch):
         assert table[-1].image == f"{root}/a.png"
         with pytest.raises(DataError, match="nothing lies below it"):
             inputs.find("s3://bucket/nothing")
-    fer_ray.s3._client.cache_clear()
+    fer_ray.s3._client.cache_clear(), fer_ray.s3.filesystem.cache_clear()
 
 
 def test_a_folder_may_be_a_uri(folder):
