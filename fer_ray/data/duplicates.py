@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from fer_ray.data import hamming
 from fer_ray.progress import Progress
 
 HASHES = ["face_hash", "face_hash_flipped", "picture_hash", "picture_hash_flipped"]
@@ -29,34 +32,118 @@ STRANGER_BITS = 20
 # nowhere by more than this many standard deviations. Two moments of one person differ somewhere, at the mouth or the
 # eyes, while the faces as a whole correlate. docs/data.md has the figures.
 SAME_PICTURE_DIFFERENCE = 0.6
+PAIRS_COMPARED = 10_000  # at once, as 32-bit thumbnails some 80 MiB
 CROPS_READ = 512  # at once, of which only thumbnails are kept
 
 
 def clusters(rows: pd.DataFrame) -> np.ndarray:
     """Cluster number of every row, int [N]: linked by near-duplicate pictures, mirrored ones included.
 
-    Every hash is held against every other, in blocks of some 64 MiB: n^2 machine instructions are seconds for 50,000
-    images, and no near-duplicate is missed.
+    Candidates are found by `hamming.near_pairs`, which misses none, and only those between two clusters are looked at:
+    a thousand frames of one video have half a million near-duplicate pairs, of which a thousand link them.
+
+    Args:
+        rows: have the columns `LOOKS`.
     """
+    looks = _Looks(rows)
+    cluster = np.arange(len(looks.hashes))
+    with Progress("prepare: near-duplicates", 4, "searches") as progress:
+        for of_picture in (False, True):
+            for mirrored in (False, True):
+                cluster = _link_near(looks, cluster, of_picture, mirrored)
+                progress.advance()
+    return np.unique(cluster, return_inverse=True)[1][looks.number]
+
+
+class _Looks:
+    """Hashes and thumbnails of rows; exact copies, of which there may be thousands, are there once."""
+
+    def __init__(self, rows: pd.DataFrame):
+        hashes = rows[HASHES].to_numpy(np.uint64)
+        thumbnails = [_stacked(rows[name]) for name in THUMBNAILS]
+        number = rows.groupby(HASHES, sort=False).ngroup().to_numpy(copy=True)
+        shared = np.flatnonzero(pd.Series(number).duplicated(keep=False))
+        contents = [hashlib.blake2b(b"".join(t[row] for t in thumbnails), digest_size=16).digest() for row in shared]
+        number[shared] = len(rows) + pd.MultiIndex.from_arrays([number[shared], contents]).factorize()[0]
+        _, self.rows, self.number = np.unique(number, return_index=True, return_inverse=True)
+        """The first row with each look, and the number of the look of each row."""
+        self.hashes = hashes[self.rows]
+        """uint64 [looks, 4], the columns `HASHES`."""
+        self._thumbnails = thumbnails
+
+    def are_alike(self, pairs: np.ndarray, of_picture: bool, mirrored: bool) -> np.ndarray:
+        """Whether the thumbnails of looks, int [P, 2], correlate, bool [P]. `mirrored`: those of the second looks."""
+        thumbnails, found = self._thumbnails[of_picture], []
+        for chunk in np.array_split(self.rows[pairs], len(pairs) // PAIRS_COMPARED + 1):
+            second = thumbnails[chunk[:, 1]]
+            found.append(_correlation(thumbnails[chunk[:, 0]], second[..., ::-1] if mirrored else second)
+                         >= NEAR_CORRELATION)
+        return np.concatenate(found)
+
+
+def _stacked(thumbnails: pd.Series) -> np.ndarray:
+    """uint8 [N, 32, 32] of a column of bytes; without a copy if it lies in Arrow's memory."""
+    column = pa.array(thumbnails, pa.large_binary())
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    every = np.frombuffer(column.buffers()[2] or b"", np.uint8).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    return every[column.offset : column.offset + len(column)]
+
+
+def _link_near(looks: _Looks, cluster: np.ndarray, of_picture: bool, mirrored: bool) -> np.ndarray:
+    """`cluster` of each look after linking the near-duplicates by faces or by whole pictures, mirrored or not."""
+    face, mirrored_face = looks.hashes[:, 0], looks.hashes[:, int(mirrored)]
+    searched = looks.hashes[:, 2 if of_picture else 0]
+    values, value_of = np.unique(looks.hashes[:, (2 if of_picture else 0) + mirrored], return_inverse=True)
+    size, members = np.bincount(value_of), np.argsort(value_of, kind="stable")
+    first = np.cumsum(size) - size
+    for one, value in hamming.near_pairs(searched, values, NEAR_BITS):
+        while len(one):
+            # where all looks with a value are in the cluster of the look beside it, nothing is left to link
+            lowest, highest = (extreme.reduceat(cluster[members], first)[value] for extreme in (np.minimum, np.maximum))
+            is_open = (lowest != cluster[one]) | (highest != cluster[one])
+            one, value = one[is_open], value[is_open]
+            taken = max(1, np.searchsorted(np.cumsum(size[value]), hamming.PAIRS_AT_ONCE, "right"))
+            owner, place = hamming.expand(first[value[:taken]], size[value[:taken]])
+            pairs = np.stack([one[:taken][owner], members[place]], 1)
+            if of_picture:
+                pairs = pairs[np.bitwise_count(face[pairs[:, 0]] ^ mirrored_face[pairs[:, 1]]) <= STRANGER_BITS]
+            cluster = _link(looks, cluster, pairs, of_picture, mirrored)
+            one, value = one[taken:], value[taken:]
+    return cluster
+
+
+def _link(looks: _Looks, cluster: np.ndarray, pairs: np.ndarray, of_picture: bool, mirrored: bool) -> np.ndarray:
+    """`cluster` after linking those of `pairs`, int [P, 2], whose thumbnails correlate.
+
+    Every cluster tries a pair, then four, then sixteen: the first links make most of the others needless.
+    """
+    tries = 1
+    while True:
+        ends = cluster[pairs]
+        apart = ends[:, 0] != ends[:, 1]
+        pairs, ends = pairs[apart], ends[apart, 0]
+        if not len(pairs):
+            return cluster
+        tried = (pd.Series(ends).groupby(ends).cumcount() < tries).to_numpy()
+        alike = looks.are_alike(pairs[tried], of_picture, mirrored)
+        if alike.any():
+            cluster = _merged(cluster, cluster[pairs[tried][alike]])
+        pairs, tries = pairs[~tried], 4 * tries
+
+
+def _merged(cluster: np.ndarray, links: np.ndarray) -> np.ndarray:
+    """`cluster` with those that `links`, int [L, 2], connect as one; each keeps the lowest of its numbers."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    # exact copies are looked at once, so that thousands of them do not make millions of pairs
-    node_of = rows.groupby(LOOKS, sort=False).ngroup().to_numpy()
-    nodes = rows.iloc[np.unique(node_of, return_index=True)[1]]
-    hashes = nodes[HASHES].to_numpy(np.uint64)
-    thumbnails = [np.frombuffer(b"".join(nodes[t]), np.uint8).reshape(len(nodes), THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-                  for t in THUMBNAILS]
-    block = max(1, 2**23 // max(1, len(hashes)))
-    edges: list[np.ndarray] = [np.zeros((0, 2), int)]
-    with Progress("prepare: near-duplicates", len(hashes)) as progress:
-        for start in range(0, len(hashes), block):
-            for flip in (False, True):
-                edges += _near(hashes, thumbnails, slice(start, start + block), flip)
-            progress.advance_to(min(start + block, len(hashes)))
-    first, second = np.concatenate(edges).T
-    graph = coo_array((np.ones(len(first)), (first, second)), shape=(len(hashes), len(hashes)))
-    return connected_components(graph, directed=False)[1][node_of]
+    linked, ends = np.unique(links, return_inverse=True)
+    graph = coo_array((np.ones(len(links)), ends.reshape(-1, 2).T), shape=(len(linked), len(linked)))
+    component = connected_components(graph, directed=False)[1]
+    lowest = np.unique(component, return_index=True)[1]
+    renamed = np.arange(len(cluster))
+    renamed[linked] = linked[lowest[component]]
+    return renamed[cluster]
 
 
 def contradictions(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> np.ndarray:
@@ -152,22 +239,6 @@ def perceptual_hash(crop: np.ndarray) -> int:
     low = cv2.dct(small)[1:9, 1:9]
     bits = low > np.median(low)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def _near(hashes: np.ndarray, thumbnails: list[np.ndarray], rows: slice, flip: bool) -> list[np.ndarray]:
-    """Pairs of near-duplicates (i, j), i in `rows` and j after its start, int [P, 2]: by the face, by the picture.
-
-    `hashes`: uint64 [N, 4]. `thumbnails`: uint8 [N, 32, 32] of faces and of pictures. `flip`: j is mirrored.
-    """
-    bits = [np.bitwise_count(hashes[rows, None, k] ^ hashes[None, rows.start :, k + flip]) for k in (0, 2)]
-    candidates = bits[0] <= NEAR_BITS, (bits[1] <= NEAR_BITS) & (bits[0] <= STRANGER_BITS)
-    found = []
-    for candidate, thumbs in zip(candidates, thumbnails, strict=True):
-        pairs = np.argwhere(candidate) + rows.start
-        for chunk in np.array_split(pairs, max(1, len(pairs) // 10_000)):
-            mirrored = thumbs[chunk[:, 1], :, ::-1] if flip else thumbs[chunk[:, 1]]
-            found.append(chunk[_correlation(thumbs[chunk[:, 0]], mirrored) >= NEAR_CORRELATION])
-    return found
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:

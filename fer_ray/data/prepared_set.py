@@ -163,10 +163,13 @@ def read_crops(uri: str, rows: pd.DataFrame) -> dict[str, np.ndarray]:
 def read_metadata(uri: str, parts: Iterable[str]) -> pd.DataFrame:
     """`META` of the images of these parts that have a crop, with `part` and `part_row`.
 
+    Thumbnails stay in Arrow's memory: two of them for a million images take 2 GB there, and twice that as Python bytes.
+
     Raises: manifest.DataError; storage.DamagedError.
     """
     table = read_columns(uri, parts, ["reason", *(name for name, _ in META)])
-    return table.filter(table["reason"].is_null()).drop_columns("reason").to_pandas()
+    in_arrow = {pa.binary(): pd.ArrowDtype(pa.large_binary())}
+    return table.filter(table["reason"].is_null()).drop_columns("reason").to_pandas(types_mapper=in_arrow.get)
 
 
 def read_columns(uri: str, parts: Iterable[str], columns: list[str]) -> pa.Table:
@@ -174,7 +177,7 @@ def read_columns(uri: str, parts: Iterable[str], columns: list[str]) -> pa.Table
     def read(part: str) -> pa.Table:
         table = _read_part(uri, part, columns, whole_file=False)
         return table.append_column("part", pa.array([part] * len(table), pa.string())).append_column(
-            "part_row", pa.array(range(len(table)), pa.int64()))
+            "part_row", pa.array(np.arange(len(table))))
 
     with ThreadPoolExecutor(THREADS) as pool:
         return pa.concat_tables(pool.map(read, parts))

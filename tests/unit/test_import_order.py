@@ -37,6 +37,7 @@ ORDER = {
     "data.sample": False,
     "data.sources": False,
     "data.faces": False,
+    "data.hamming": False,
     "data.duplicates": False,
     "data.splits": False,
     "data.prepared_set": False,

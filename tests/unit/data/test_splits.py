@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fer_ray.data import duplicates, faces, splits
@@ -308,42 +308,6 @@ def test_subjects_and_sequences_in_two_splits():
     assert leaks.iloc[1]["splits"] == "train,val,test"
     assert leaks.iloc[1]["images"] == 3
     assert splits.audit(rows.sample(frac=1, random_state=0)).equals(leaks)
-
-
-@settings(max_examples=4)  # each compares 72 pictures with one another, twice
-@given(st.integers(0, 10_000))
-def test_clusters_agree_with_brute_force(seed):
-    rng = np.random.default_rng(seed)
-    base = rng.integers(0, 2**63, (8, 4), dtype=np.uint64)
-    noise = (np.uint64(1) << rng.integers(0, 64, (8, 4, 7), dtype=np.uint64)).astype(np.uint64)
-    hashes = np.concatenate([base, *(np.bitwise_xor.reduce(noise[..., :k], axis=2) ^ base for k in range(1, 8)),
-                             base[:, [1, 0, 3, 2]]])
-    scene = rng.normal(128, 40, (8, 32, 32))
-    # of the near hashes some correlate at 0.99 and some do not; the last eight are mirrored
-    grain = rng.choice([2.0, 9.0], (8, 8))[..., None, None] * rng.normal(size=(8, 8, 32, 32))
-    thumbs = np.clip(np.concatenate([(scene + grain).reshape(-1, 32, 32), scene[:, :, ::-1]]), 0, 255).astype(np.uint8)
-    rows = pd.DataFrame(hashes, columns=duplicates.HASHES).assign(**{t: [p.tobytes() for p in thumbs]
-                                                                 for t in duplicates.THUMBNAILS})
-    parent = list(range(len(rows)))
-
-    def root(i: int) -> int:
-        return i if parent[i] == i else root(parent[i])
-
-    def bits(a, b) -> int:
-        return (int(a) ^ int(b)).bit_count()
-
-    for i in range(len(rows)):
-        for j in range(len(rows)):
-            for f in (0, 1):
-                face, whole = bits(hashes[i, 0], hashes[j, f]), bits(hashes[i, 2], hashes[j, 2 + f])
-                other = thumbs[j][:, ::-1] if f else thumbs[j]
-                alike = np.corrcoef(thumbs[i].ravel(), other.ravel())[0, 1] >= duplicates.NEAR_CORRELATION
-                by_picture = whole <= duplicates.NEAR_BITS and face <= duplicates.STRANGER_BITS
-                if alike and (face <= duplicates.NEAR_BITS or by_picture):
-                    parent[root(i)] = root(j)
-    expected = np.array([root(i) for i in range(len(rows))])
-    cluster = duplicates.clusters(rows)
-    assert ((cluster[:, None] == cluster[None]) == (expected[:, None] == expected[None])).all()
 
 
 def test_empty_pictures_are_alike():
