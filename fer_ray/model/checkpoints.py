@@ -94,7 +94,7 @@ def folder_name(progress: dict) -> str:
 def prune(run: str, num_to_keep: int) -> None:
     """Remove all checkpoints of the run but the latest and, for the rest of the number, the best; at least one."""
     found = sorted(_complete(run), key=_progress)
-    best = sorted((f for f in found[:-1] if f[1]["at_end_of_epoch"]), key=_score, reverse=True)
+    best = sorted((f for f in found[:-1] if f[1]["at_end_of_epoch"]), key=_rank)
     for checkpoint in found[:-1]:
         if checkpoint not in best[: max(1, num_to_keep - 1)]:
             storage.delete_dir(checkpoint[0])
@@ -220,7 +220,7 @@ def find_best(run: str) -> str:
     Raises: CheckpointError if there is none; storage.StorageError.
     """
     ends = [found for found in _complete(run) if found[1]["at_end_of_epoch"]]
-    for uri, description in sorted(ends, key=_score, reverse=True):
+    for uri, description in sorted(ends, key=_rank):
         if _verifies(uri, "model.safetensors", description["sha256"]):
             return uri
     damaged = f", and {len(ends)} that are damaged" if ends else ""
@@ -248,8 +248,9 @@ def _write(file: Path, write: Callable[[Path], None]) -> str:
     return storage.sha256(str(file))
 
 
-def _score(found: tuple[str, dict]) -> float:
-    return found[1]["metrics"]["val_balanced_accuracy"]
+def _rank(found: tuple[str, dict]) -> tuple[float, tuple[int, int]]:
+    """Sorts the best checkpoint first; of equal ones the earliest, as patience counts from."""
+    return -found[1]["metrics"]["val_balanced_accuracy"], _progress(found)
 
 
 def _progress(found: tuple[str, dict]) -> tuple[int, int]:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from fer_ray import scratch, storage
 from fer_ray.config import TrainConfig, to_dict
@@ -76,7 +75,7 @@ def fit(job: TrainJob, worker: Worker) -> None:
     settings, rank, world, device = job.config.train, worker.rank, worker.world, worker.device
     torch.set_num_threads(job.threads)
     cv2.setNumThreads(1)  # images are small: a pool of threads for each costs more than it gains
-    model, progress, saved = _resume(job, rank)
+    model, progress, saved = _resume(job, rank, world)
     if rank == 0:
         tracking.catch_up(job.run, progress["history"], settings.mlflow)
     # channels last, as the batches are: convolutions are faster so
@@ -90,8 +89,8 @@ def fit(job: TrainJob, worker: Worker) -> None:
     optimizer = sgd(model, settings)
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
-    compiled: Any = torch.compile(network) if settings.compile else network
-    parallel = worker.wrap(compiled) if world > 1 else compiled
+    parallel = worker.wrap(network) if world > 1 else network
+    stepped: Any = torch.compile(parallel) if settings.compile else parallel  # in this order it splits at DDP's buckets
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(settings, device))
     class_weights = loss_weights(train_data.labels, settings.class_weights).to(device)
     batch_size = min(settings.batch_size, len(train_data.labels))
@@ -110,7 +109,7 @@ def fit(job: TrainJob, worker: Worker) -> None:
         steps = train_data.train_steps(epoch, settings.batch_size, first, settings.sampling)
         for step, (images, labels) in enumerate(clock.time_waits(steps), start=first):
             torch.manual_seed(hash((settings.seed, epoch, step, rank)) % 2**63)  # of dropout
-            loss = train_step(parallel, optimizer, train_data.to_input(images, device),
+            loss = train_step(stepped, optimizer, train_data.to_input(images, device),
                               batches.to_device(labels, device), class_weights, batch_size / world, settings, autocast)
             average.update()
             total += torch.stack([loss.double(), loss.new_tensor(len(labels), dtype=torch.float64)])
@@ -119,12 +118,14 @@ def fit(job: TrainJob, worker: Worker) -> None:
                 so_far = sum_over_workers(total, world)
                 if not math.isfinite(so_far[0]):
                     break
+                average_buffers(model, average.network, world)
                 within: Progress = {**progress, "step": step + 1, "total": so_far.tolist()}
                 worker.report(None, save(job, worker, average, optimizer, within, None))
         total = sum_over_workers(total, world)
         train_s = clock.seconds()
-        val_loss, confusion = validate(_part_in_training(average.network, settings), val_data, settings.batch_size,
-                                       world, device, autocast)
+        average_buffers(model, average.network, world)
+        val_loss, confusion = validate(_part_in_training(average.network, settings), val_data, settings, world, device,
+                                       autocast)
         train_loss = float(total[0] / total[1])
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             return _note_divergence(job, epoch, train_loss, val_loss, rank)
@@ -142,7 +143,9 @@ def fit(job: TrainJob, worker: Worker) -> None:
 def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor,
                class_weights: torch.Tensor, share: float, settings: TrainConfig,
                autocast: contextlib.AbstractContextManager) -> torch.Tensor:
-    """One optimiser step on this worker's part of a batch; the sum of its losses, float32 [].
+    """One optimiser step on this worker's part of a batch; the sum of the images' cross-entropies, float32 [].
+
+    It is that of `validate`, so that both can be compared: without class weights and label smoothing.
 
     Args:
         model: the network, which averages gradients over the workers if there are several.
@@ -157,17 +160,17 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images:
     """
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=images.device)
+    no_sync: Any = getattr(model, "no_sync", None)  # of DDP; a compiled network passes on what it wraps
     parts = list(zip(images.chunk(settings.micro_batches), labels.chunk(settings.micro_batches), strict=True))
     for number, (inputs, targets) in enumerate(parts, start=1):
         # several workers exchange their gradients once, with the last part
-        sums_up = isinstance(model, DistributedDataParallel) and number < len(parts)
-        with model.no_sync() if sums_up else contextlib.nullcontext():
+        with no_sync() if no_sync and number < len(parts) else contextlib.nullcontext():
             with autocast:
                 logits = model(inputs)
             loss = F.cross_entropy(logits.float(), targets, class_weights, reduction="none",
                                    label_smoothing=settings.label_smoothing).sum()
             (loss / share).backward()
-        total += loss.detach()
+        total += F.cross_entropy(logits.detach().float(), targets, reduction="sum")
     if settings.clip_norm:
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
     optimizer.step()
@@ -175,13 +178,14 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images:
 
 
 @torch.inference_mode()
-def validate(model: torch.nn.Module, data: batches.Source, batch_size: int, world: int, device: torch.device,
+def validate(model: torch.nn.Module, data: batches.Source, settings: TrainConfig, world: int, device: torch.device,
              autocast: contextlib.AbstractContextManager) -> tuple[float, np.ndarray]:
     """Mean loss and confusion matrix (int64 [8, 8], true classes in rows) over the images of all workers.
 
-    Both are exact: each image counts once, on one worker.
+    Both are exact: each image counts once, on one worker. A forward pass has as many images as one of training.
     """
     model.eval()
+    batch_size = math.ceil(settings.batch_size / (world * settings.micro_batches))
     sums = torch.zeros(NUM_CLASSES**2 + 1, dtype=torch.float64, device=device)
     for images, classes in data.eval_batches(batch_size):
         labels = batches.to_device(classes, device)
@@ -192,6 +196,18 @@ def validate(model: torch.nn.Module, data: batches.Source, batch_size: int, worl
     sums = sum_over_workers(sums, world)
     confusion = sums[1:].reshape(NUM_CLASSES, NUM_CLASSES)
     return float(sums[0] / confusion.sum()), confusion.long().numpy()
+
+
+def average_buffers(model: torch.nn.Module, averaged: torch.nn.Module, world: int) -> None:
+    """Give all workers the mean of their buffers: the running statistics of BatchNorm, which each takes of its images.
+
+    As `distribute_bn` of timm. `averaged`: the moving average of the weights, or `model` itself.
+    """
+    for network in {model, averaged} if world > 1 else ():
+        for values in network.buffers():
+            if values.is_floating_point():
+                dist.all_reduce(values)
+                values /= world
 
 
 def sum_over_workers(tensor: torch.Tensor, world: int) -> torch.Tensor:
@@ -297,10 +313,11 @@ def open_source(split: SplitInput, job: TrainJob, worker: Worker) -> batches.Sou
     return batches.Cached(crops, *augmented, job.threads if worker.device.type == "cuda" else 1)
 
 
-def _resume(job: TrainJob, rank: int) -> tuple[torch.nn.Module, Progress, dict]:
+def _resume(job: TrainJob, rank: int, world: int) -> tuple[torch.nn.Module, Progress, dict]:
     """Network, progress and training state of the run's most advanced checkpoint that is whole, or of the start.
 
-    The training state (`checkpoints.load_train_state`) is empty at the start.
+    The training state (`checkpoints.load_train_state`) is empty at the start. Rank 0 alone reads storage, and hands on
+    what it found: each file is read once and not once a worker, and all workers begin at the same checkpoint.
 
     Raises: storage.StorageError if storage does not answer. That must never be taken for a run without checkpoints,
         which begins anew.
@@ -308,14 +325,21 @@ def _resume(job: TrainJob, rank: int) -> tuple[torch.nn.Module, Progress, dict]:
     import ray
 
     model = backbones.empty(job.config.train.backbone)  # while another process may still load the start state
-    newest = checkpoints.find_latest(job.run)
-    if rank == 0:
-        checkpoints.remove_leftovers(job.run, newest)
-    if newest is None:
+    found: list = [_load_newest(job.run) if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(found)
+    if found[0] is None:
         begin: Progress = {"epoch": 0, "step": 0, "total": [0.0, 0.0], "best": -1.0, "best_epoch": -1, "history": []}
         return backbones.fill(model, ray.get(job.input.start_state)), begin, {}
-    saved = checkpoints.load_train_state(newest)
-    return backbones.fill(model, checkpoints.load_weights(newest)), saved["progress"], saved
+    weights, saved = found[0]
+    return backbones.fill(model, weights), saved["progress"], saved
+
+
+def _load_newest(run: str) -> tuple[dict[str, torch.Tensor], dict] | None:
+    """Weights and training state of the run's most advanced checkpoint that is whole; leftovers are removed."""
+    newest = checkpoints.find_latest(run)
+    checkpoints.remove_leftovers(run, newest)
+    return (checkpoints.load_weights(newest), checkpoints.load_train_state(newest)) if newest else None
 
 
 def _after_epoch(progress: Progress, numbers: dict) -> Progress:

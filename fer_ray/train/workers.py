@@ -187,7 +187,8 @@ class RayTrainWorker:
         """The network in DDP."""
         import ray.train.torch
 
-        return ray.train.torch.prepare_model(model)
+        # buffers: the loop averages them before they are used (`loop.average_buffers`)
+        return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
 
     def report(self, numbers: dict | None, checkpoint: str | None) -> None:
         """Keep both while training goes on; tell Ray Train the numbers of an epoch, which waits for all workers."""

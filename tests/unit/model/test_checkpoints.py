@@ -232,6 +232,14 @@ def test_pruning_keeps_the_latest_and_the_best(run):
     assert sorted(folder.name for folder in run.iterdir()) == ["checkpoint_5", "checkpoint_7"]
 
 
+def test_of_equal_scores_the_earliest_epoch_is_kept_and_published(run):
+    for folder in ("checkpoint_8", "checkpoint_7", "checkpoint_6"):
+        edit(run / folder, metrics={"val_balanced_accuracy": 0.5}, at_end_of_epoch=True)
+    assert checkpoints.find_best(str(run)).endswith("checkpoint_8")  # of the first epoch
+    checkpoints.prune(str(run), 2)
+    assert checkpoints.find_best(str(run)).endswith("checkpoint_8")
+
+
 # --- the temperature -------------------------------------------------------------------------------------
 
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from fer_ray import scratch, storage
@@ -180,3 +182,77 @@ def test_crops_that_lie_on_the_device_train_alike(job, monkeypatch):
     assert all(torch.allclose(one[name], two[name], atol=0.03) for name in one)  # whole grey levels, and training
     losses = [[epoch["train_loss"] for epoch in tracking.read(job.run)] for job in (in_memory, on_device)]
     assert losses[0] == pytest.approx(losses[1], abs=5e-3) and losses[0] != losses[1], losses
+
+
+def of_two(rank: int, job: TrainJob, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """The loop of one of two workers, in a process of its own; writes what it validated and what it compiled."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    validated, compiled, sizes = [], [], []
+    real, real_eval = loop.validate, batches.Cached.eval_batches
+
+    class Worker(SingleWorker):
+        world = 2
+
+        def __init__(self):
+            super().__init__(job)
+            self.rank = rank
+
+        def wrap(self, model):
+            return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+
+        def report(self, numbers, checkpoint):
+            if checkpoint:
+                super().report(numbers, checkpoint)
+
+    def validate(model, *arguments):
+        validated.append({name: values.clone() for name, values in model.named_buffers()})
+        return real(model, *arguments)
+
+    def eval_batches(self, batch_size):
+        sizes.append(batch_size)
+        return real_eval(self, batch_size)
+
+    patch.setattr(loop, "validate", validate)
+    patch.setattr(batches.Cached, "eval_batches", eval_batches)
+    patch.setattr(torch, "compile", lambda model: (compiled.append(type(model).__name__), model)[1])
+    if rank:
+        patch.setattr(checkpoints, "find_latest", None)  # it asks rank 0, and not the storage
+    worker = Worker()
+    loop.fit(job, worker)
+    worker.finish()
+    torch.save({"buffers": validated, "compiled": compiled, "sizes": sizes}, folder / f"{rank}.pt")
+
+
+def test_two_workers_agree_on_the_statistics_of_their_batches_and_read_the_storage_once(job, tmp_path, monkeypatch):
+    two = renamed(job, "two", compile=True, micro_batches=2)
+    for epochs in (1, 2):  # the second time they go on from a checkpoint
+        two = dataclasses.replace(two, config=dataclasses.replace(two.config, train=dataclasses.replace(
+            two.config.train, epochs=epochs)))
+        folder = tmp_path / str(epochs)
+        folder.mkdir()
+        both = [multiprocessing.get_context("fork").Process(target=of_two, args=(rank, two, folder, monkeypatch))
+                for rank in (0, 1)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join(120)
+            assert process.exitcode == 0
+        one, other = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
+        assert len(one["buffers"]) == len(other["buffers"]) == 1
+        assert_equal(one["buffers"][0], other["buffers"][0])
+        assert one["compiled"] == ["DistributedDataParallel"] and one["sizes"] == [1]  # 4 images, 2 workers, 2 parts
+        saved = weights(two)
+        assert all(torch.equal(saved[name], values) for name, values in one["buffers"][0].items())
+    assert [epoch["workers"] for epoch in tracking.read(two.run)] == [2, 2]
+
+
+def test_the_loss_of_training_is_measured_like_that_of_validation():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 8)
+    inputs, labels = torch.randn(6, 4), torch.arange(6)
+    plain = torch.nn.functional.cross_entropy(model(inputs), labels, reduction="sum").detach()
+    settings = TrainConfig(label_smoothing=0.3)
+    step = loop.train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), inputs, labels, torch.arange(8.0), 6,
+                           settings, torch.autocast("cpu", enabled=False))
+    assert torch.allclose(step, plain)

@@ -68,3 +68,12 @@ def test_workers_share_the_cores_of_a_node(monkeypatch):
     assert threads(8) == 8 and threads(8, num_workers=4) == 2 and threads(1, num_workers=4) == 1
     assert threads(0, 8, 8, -1, num_workers=2) == 8  # a head without job work, two nodes and one that is gone
     assert threads(4, 8, num_workers=3) == 2
+
+
+def test_the_process_of_a_gpu_task_ends_with_it_and_gives_its_memory_back(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ray.remote_function.RemoteFunction._remote",
+                        lambda self, args, kwargs, **options: asked.append((self._max_calls, options["num_gpus"])))
+    for gpus in (1, 0):
+        resources.run_in_tasks(str, [("a",)], 1, num_cpus=1, num_gpus=gpus)
+    assert asked == [(1, 1), (0, 0)]  # 0: any number of calls
