@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fer_ray.config import TrainConfig
-from fer_ray.model import backbones
-from fer_ray.train import loop, schedule
+from fer_ray.model import augment, backbones
+from fer_ray.train import averaging, batches, loop, schedule
 
 
 def test_the_learning_rate_follows_its_schedule():
@@ -50,3 +50,21 @@ def test_the_body_learns_at_its_part_of_the_learning_rate():
     groups = loop.sgd(backbones.build("resnet18"), TrainConfig(backbone="resnet18", body_lr=0.2)).param_groups
     shares = {tuple(p.shape): group["lr_share"] for group in groups for p in group["params"]}
     assert shares[(8, 512)] == 1 and shares[(8,)] == 1 and shares[(64, 3, 7, 7)] == 0.2
+
+
+@pytest.mark.parametrize("backbone", ["alexnet@64", "vgg19@64", "resnet152@64"])
+def test_the_papers_networks_train_with_all_levers(backbone):
+    settings = TrainConfig(backbone=backbone, augmentation="strong", average=0.9, label_smoothing=0.1, body_lr=0.3,
+                           weight_decay=5e-4, lr=0.001)
+    model = backbones.build(backbone)
+    average, optimizer = averaging.Average(model, settings.average), loop.sgd(model, settings)
+    crops = batches.Crops([np.full((256, 256), 30 * i, np.uint8) for i in range(4)], np.arange(4), np.arange(4))
+    (images, labels), = batches.Cached(crops, settings.augmentation, 0, 0, 1).train_steps(0, 4, 0, "natural")
+    first = backbones.head(average.network, backbone).weight.clone()
+    for _ in range(2):
+        loss = loop.train_step(model, optimizer, augment.to_tensor(images), torch.from_numpy(labels), torch.ones(8), 4,
+                               settings, contextlib.nullcontext())
+        average.update()
+    trained, averaged = (backbones.head(network, backbone).weight for network in (model, average.network))
+    assert loss.isfinite() and (averaged != first).any() and (averaged != trained).any()
+    assert average.network.eval()(torch.zeros(1, 3, 224, 224)).isfinite().all()
