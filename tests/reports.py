@@ -5,6 +5,7 @@ import numpy as np
 from fer_ray.report import pages
 
 NO_PICTURES = {"montage": [], "augmented": [], "explained": {}}
+NO_SHORTCUTS = {"images": 4, "people": 4, "classes": 1, "reason": "few people", "warning": None}
 CARD = {"intended_use": "tests", "limits": "", "provenance": "", "licence": ""}
 
 
@@ -17,6 +18,7 @@ def result_for(scores: dict, split: str = "subject", leaks: dict | None = None, 
     """All that a report shows, around these scores of `metrics.evaluate`."""
     return {"name": "<b>x</b>", "created": "now", "command": "python jobs/pipeline.py", "split": split,
             "leaks": leaks or {"subject": 0, "sequence": 0}, "leak_examples": [], "remarks": [], "unseen": [],
+            "shortcuts": NO_SHORTCUTS,
             "conflicts": 0, "near_duplicates": 0, "metrics": scores,
             "validation": {"balanced_accuracy": 0.5, "epoch": 1},
             "counts": {"read": {dataset: {"anger": 4}}, "before": {dataset: {"anger": 3}}, "after": {}},

@@ -39,7 +39,12 @@ def prepared(summary: dict) -> list[str]:
         number = sum(summary["rejected"].values())
         lines.append(f"{count(number, 'image')} rejected: {reasons(summary['rejected'])}")
     return [*lines, *map(printable, summary["faces"]), leaks(summary["leaks"]), *summary["remarks"],
-            *map(printable, summary["unseen"])]
+            *map(printable, summary["unseen"]), *warnings(summary["shortcuts"])]
+
+
+def warnings(shortcuts: Mapping) -> list[str]:
+    """The warning of a shortcut audit, if there is one. `shortcuts`: of `data.shortcuts.audit`."""
+    return [f"warning: {printable(shortcuts['warning'])}"] if shortcuts["warning"] else []
 
 
 def leaks(number_of: Mapping[str, int]) -> str:

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from fer_ray import storage
 from fer_ray.config import to_dict
-from fer_ray.data import duplicates, faces, pixels, prepared_set, provenance
+from fer_ray.data import duplicates, faces, pixels, prepared_set, provenance, shortcuts
 from fer_ray.data_config import FacesConfig
 
-VERSION = 5  # another way to cut or hash crops makes another number
+VERSION = 6  # another way to cut or hash crops makes another number
 NO_FACE = "no face found"
 
 
@@ -72,7 +72,8 @@ def crop_image(image: dict, config: FacesConfig) -> tuple[dict | None, str, str]
         encoded = pixels.read(image["image"])
         content = provenance.digest(encoded)
         picture = pixels.decode_content(image["image"], encoded)
-        return _crop(picture, image["face"], bool(image["cropped"]), config), "", content
+        row = _crop(picture, image["face"], bool(image["cropped"]), config)
+        return row | shortcuts.measure(picture, encoded), "", content
     except pixels.ImageError as error:
         if isinstance(error.__cause__, FileNotFoundError):  # it was there when the data set was listed
             raise storage.StorageError(f"{image['image']}: is not to be found on {socket.gethostname()}; the data must "

@@ -179,6 +179,16 @@ def decode(content: bytes) -> np.ndarray:
     return _converted(lambda: Image.open(io.BytesIO(content), formats=FORMATS), content)
 
 
+def format_of(content: bytes) -> str:
+    """The format of an image file, as Pillow names it; "values" if these bytes are the row of a table."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Image.open(io.BytesIO(content), formats=FORMATS).format or ""
+    except UnidentifiedImageError:
+        return "values"
+
+
 def from_pil(image: Image.Image) -> np.ndarray:
     """As `decode`, of an image that Pillow has opened. Raises: ImageError."""
     return _converted(lambda: image)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from fer_ray import storage
 from fer_ray.config import Config, to_dict
-from fer_ray.data import crops, duplicates, faces, manifest, prepared_set, provenance, splits
+from fer_ray.data import crops, duplicates, faces, manifest, prepared_set, provenance, shortcuts, splits
 from fer_ray.data.prepared_set import SCHEMA_VERSION, write_table
 from fer_ray.data_config import FacesConfig, SplitConfig
 from fer_ray.progress import Progress
@@ -128,7 +128,7 @@ def resplit(uri: str, split: SplitConfig, without: Collection[str] = ()) -> str:
         return target
     index = _split(prepared_set.read_index(uri).drop(columns=["split", "fold"], errors="ignore"), split)
     index = index[~index["image"].isin(without) | (index["split"] == "test")]
-    summary = {key: base[key] for key in ("images", "counts", "rejected", "faces", "ledger")} | {
+    summary = {key: base[key] for key in ("images", "counts", "rejected", "faces", "shortcuts", "ledger")} | {
         "request": request, "files": {}, "config": base["config"] | {"split": dataclasses.asdict(split)}}
     _write_split(target, index, prepared_set.read_table(uri, "rejected"), summary, split)
     return target
@@ -222,7 +222,8 @@ def _write_index(uri: str, config: Config, data: manifest.Manifest, wanted: pd.D
         "counts": {"read": _counts(pd.concat([before, data.rejected.to_pandas()])), "before": _counts(before)},
         "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},
         "config": {key: value for key, value in to_dict(config).items() if key in ("data", "faces", "split")},
-        "faces": words, "ledger": data.ledger, "parts": sorted(parts.values()), "files": contents}
+        "faces": words, "shortcuts": shortcuts.audit(index, config.split.seed, config.faces.gray),
+        "ledger": data.ledger, "parts": sorted(parts.values()), "files": contents}
     _write_split(uri, index, rejected, summary, config.split)
 
 

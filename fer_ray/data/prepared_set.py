@@ -37,7 +37,7 @@ from fer_ray.config import Config
 from fer_ray.data import duplicates, manifest
 from fer_ray.storage import DamagedError
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 SUMMARY: dict[str, type] = {"schema_version": int, "request": str, "fingerprint": str, "files": dict, "counts": dict,
                             "config": dict}  # what all readers of prepared.json rely on
 THREADS = 16  # they wait for storage, or hash without Python's lock
@@ -46,7 +46,8 @@ TABLES = ("index", "rejected", "leaks", "conflicts")
 # data set says of the face in it.
 KEY = [("content", pa.string()), ("face", pa.list_(pa.int32())), ("cropped", pa.bool_())]
 META = [("box", pa.list_(pa.int32())), ("face_found", pa.bool_()), ("width", pa.int32()), ("height", pa.int32()),
-        ("channels", pa.int8()), ("digest", pa.string()), *((name, pa.uint64()) for name in duplicates.HASHES),
+        ("channels", pa.int8()), ("chroma", pa.float32()), ("brightness", pa.float32()), ("contrast", pa.float32()),
+        ("format", pa.string()), ("digest", pa.string()), *((name, pa.uint64()) for name in duplicates.HASHES),
         *((name, pa.binary()) for name in duplicates.THUMBNAILS)]
 # `reason`: why there is no crop. `search`: what looking for a face came to, one of `faces.SEARCHES`.
 PART_SCHEMA = pa.schema([*KEY, ("reason", pa.string()), ("search", pa.string()), *META, ("crop", pa.binary())])

@@ -234,10 +234,10 @@ def _group_names(rows: pd.DataFrame, by: str) -> np.ndarray:
         return named.fillna("image " + rows["image"].astype("string")).to_numpy(dtype=object)
     if by != "subject":
         raise ValueError(f"by={by!r}: one of subject, image, sequence, official, test is expected")
-    return _people(rows)
+    return people(rows)
 
 
-def _people(rows: pd.DataFrame) -> np.ndarray:
+def people(rows: pd.DataFrame) -> np.ndarray:
     """Group number of every row, int [N]: the same subject, or linked by near-duplicate pictures."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -216,7 +216,7 @@ def _describe(config: Config, prepared: str, summary: dict, checkpoint: str, des
               history: list[dict]) -> dict:
     """What the report says beside the scores: data, training, command, versions."""
     leaks = prepared_set.read_table(prepared, "leaks").to_dict("records")
-    of_data = ("split", "remarks", "unseen", "leaks", "conflicts", "near_duplicates", "counts", "rejected",
+    of_data = ("split", "remarks", "unseen", "shortcuts", "leaks", "conflicts", "near_duplicates", "counts", "rejected",
                "fingerprint")
     return {
         "name": config.name,

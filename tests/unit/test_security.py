@@ -195,7 +195,8 @@ def test_pages_show_names_and_do_not_run_them():
              "people": 1, "small": True, "chance": 0.5, "no_interval": "few"}
     result = {"name": EVIL, "created": "now", "command": EVIL, "split": "subject", "leaks": {"subject": 0},
               "leak_examples": [{"kind": EVIL, "splits": EVIL, "images": 1, "example_a": EVIL, "example_b": EVIL}],
-              "remarks": [EVIL], "unseen": [], "conflicts": 0, "near_duplicates": 0, "metrics": scores,
+              "remarks": [EVIL], "unseen": [EVIL], "shortcuts": {"warning": EVIL, "reason": EVIL},
+              "conflicts": 0, "near_duplicates": 0, "metrics": scores,
               "validation": {"balanced_accuracy": 0.5, "epoch": 1}, "rejected": {EVIL: 2}, "floor": None,
               "counts": {"read": {EVIL: {"anger": 1}}, "before": {}, "after": counts},
               "config": {EVIL: EVIL, "card": card},

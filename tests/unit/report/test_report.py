@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from reports import NO_PICTURES, one_hot, page_of, result_for
+from reports import NO_PICTURES, NO_SHORTCUTS, one_hot, page_of, result_for
 
 from fer_ray.data.manifest import DRAWN, EXPRESSIONS
 from fer_ray.evaluate import comparison
@@ -27,6 +27,17 @@ def test_report_warns_of_a_split_that_leaks():
     scores = metrics.evaluate(one_hot([0, 1]), np.array([0, 1]), ["p", "q"])
     assert "does not say how well" in page_of(result_for(scores, split="image"))
     assert "2 people are in more than one split" in page_of(result_for(scores, leaks={"subject": 2}))
+
+
+def test_report_warns_of_what_tells_the_class_without_the_face():
+    scores = metrics.evaluate(one_hot([0, 1]), np.array([0, 1]), ["p", "q"])
+    told = {"name": "colour", "balanced_accuracy": 0.9, "what": "coloured pictures", "share": True,
+            "by_class": {"anger": 0.93, "fear": 0.0}}
+    found = NO_SHORTCUTS | {"reason": None, "balanced_accuracy": 0.9, "chance": 0.5, "bar": 0.6, "features": [told],
+                            "warning": "colour tells it"}
+    page = page_of(result_for(scores) | {"shortcuts": found})
+    assert page.count("</strong> colour tells it") == 2 and "93 %" in page and "above 0.600" in page
+    assert "Warning" not in page_of(result_for(scores)) and "Not known: few people" in page_of(result_for(scores))
 
 
 def test_a_checkpoint_from_within_the_first_epoch_gets_a_report_without_curves(tmp_path):

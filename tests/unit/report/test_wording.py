@@ -4,7 +4,9 @@ import pandas as pd
 
 from fer_ray.cli import wording
 
-SUMMARY = {"faces": ["own: photographs"], "split": "subject", "remarks": ["one person alone is angry"], "unseen": [],
+SUMMARY = {"shortcuts": {"warning": "colour tells it"}, "faces": ["own: photographs"], "split": "subject",
+           "remarks": ["one person alone is angry"],
+           "unseen": [],
            "counts": {"after": {"ckplus": {"train": {"happy": 1000, "neutral": 20}, "val": {"happy": 3}},
                                 "jaffe": {"train": {"happy": 80}, "test": {"happy": 1}}}},
            "rejected": {"no face found": 2, "its file is empty": 7, "a": 1, "b": 3, "c": 1},
@@ -17,13 +19,13 @@ def test_a_prepared_set():
         "14 images rejected: its file is empty (7), b (3), no face found (2), other reasons (2)",
         "own: photographs",
         "in more than one split: 1 identical picture, 2 near-duplicates",
-        "one person alone is angry"]
+        "one person alone is angry", "warning: colour tells it"]
 
 
 def test_a_clean_set_for_testing():
     clean = {"faces": [], "split": "test", "remarks": [], "unseen": [],
              "counts": {"after": {"own": {"test": {"happy": 1}}}}, "rejected": {},
-             "leaks": dict.fromkeys(SUMMARY["leaks"], 0)}
+             "leaks": dict.fromkeys(SUMMARY["leaks"], 0), "shortcuts": {"warning": None}}
     assert wording.prepared(clean) == ["1 image, none for training: test 1", "nothing is in more than one split"]
 
 
