@@ -203,7 +203,8 @@ def average_buffers(model: torch.nn.Module, averaged: torch.nn.Module, world: in
 
     As `distribute_bn` of timm. `averaged`: the moving average of the weights, or `model` itself.
     """
-    for network in {model, averaged} if world > 1 else ():
+    # a dict keeps their order, which must be the same on all workers; without a moving average both are one
+    for network in dict.fromkeys([model, averaged]) if world > 1 else ():
         for values in network.buffers():
             if values.is_floating_point():
                 dist.all_reduce(values)
