@@ -183,11 +183,11 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Expressions of the faces in photographs (jobs/predict.py), into `predictions/NAME/` of the storage."""
+    """Expressions of the faces in photographs and videos (jobs/predict.py), into `predictions/NAME/` of the storage."""
 
     images: Uri = ""
-    """Photographs: a folder, a bucket, one image, a glob such as 'photos/**/*.jpg', or a table (CSV, Parquet) whose
-    column `data.table.image_column` holds paths that start in the table's folder."""
+    """Photographs and videos: a folder, a bucket, one file, a glob such as 'photos/**/*.jpg', or a table (CSV, Parquet)
+    whose column `data.table.image_column` holds paths that start in the table's folder."""
     checkpoint: Uri = ""
     """Folder of the checkpoint; empty: the best one of the run `name`."""
     faces: Literal["all", "largest"] = "all"
@@ -198,8 +198,13 @@ class PredictConfig:
     """Smallest side of a face in px; smaller ones are left out."""
     device: Device = "auto"
     """Where the network computes: `cuda`, a worker on each GPU, `cpu`, or `auto`: on GPUs if the cluster has any."""
+    every: NotNegative = 0.2
+    """Seconds of a video between two frames that are looked at; 0: every frame is."""
+    smooth: NotNegative = 0.0
+    """Seconds over which each face's probabilities in a video are averaged (time constant of an exponential moving
+    average); 0: they are not."""
     annotate: bool = False
-    """Also write copies of the photographs with boxes and expressions, and a page that shows them."""
+    """Also write copies of the photographs and videos with boxes and expressions, and pages that show them."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Say the expression in photographs without labels."""
+"""Say the expression in photographs and videos without labels."""
 
 from fer_ray.cli.main import run
 

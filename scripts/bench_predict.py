@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--fer", default="", help="python of an environment with the package fer")
     options = parser.parse_args()
-    images = [picture.image for picture in inputs.find(options.images)][: options.count]
+    images = [picture.image for picture in inputs.find(options.images).photographs][: options.count]
     print(f"{len(images)} photographs, {os.cpu_count()} cores, {platform.processor() or 'x86'}", flush=True)
     warnings.simplefilter("ignore")  # random weights have no temperature
     connection.connect()

@@ -1,4 +1,4 @@
-"""Small videos with drawn faces, for tests of what reads videos."""
+"""Small videos with drawn faces, and jobs on them, for tests of what reads videos."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
 
 from fer_ray.data.sample import render_face
+from fer_ray.data_config import FacesConfig
+from fer_ray.use import videos as of_videos
+from fer_ray.use.inputs import Picture
+from fer_ray.use.photographs import Search
+from fer_ray.use.recognition import Face, Frame
 
 CLOCK = Fraction(1, 1000)
 
@@ -69,3 +75,27 @@ def walk(seconds: float, rate: int = 10, speed: float = 30.0) -> Iterable[tuple[
         time = number / rate
         x = round(speed * time) % 240
         yield time, scene([(one, min(x, 239 - x), 20)])
+
+
+def frame(time: float, boxes: list[tuple[int, int]], anger: float = 0.5) -> Frame:
+    """Faces of 100 px at these places."""
+    probabilities = np.array([anger, 1 - anger, 0, 0, 0, 0, 0, 0])
+    return Frame("v", time, {n: Face.of((x, y, 100, 100), 1.0, 0.0, False, probabilities)
+                             for n, (x, y) in enumerate(boxes)}, None)
+
+
+def job(folder, names, checkpoint="c", every=0.2, smooth=0.0, device="cpu", reason=None) -> of_videos.Job:
+    """What is to be predicted of these videos."""
+    return of_videos.Job(str(folder), [Picture(str(name), 1, 2, reason) for name in names], checkpoint,
+                      Search(FacesConfig()), device, every, smooth)
+
+
+def make_parts(work: of_videos.Job) -> list[of_videos.Film]:
+    """What the cluster does of a job."""
+    films = of_videos._open(work)
+    worker = of_videos.Worker(work.checkpoint, work.device, work.search, work.grid)
+    for film in films:
+        for number, part in enumerate(film.parts()):
+            end = number + 1 if number + 1 < film.segments else -1
+            worker(pa.Table.from_pylist([{"video": film.video, "part": part, "first": number, "end": end}]))
+    return films

@@ -19,7 +19,7 @@ VERBS = {
     "prepare": ("stages.run_prepare", "Find and crop the faces of a data set, split it and audit the split."),
     "train": ("stages.run_train", "Fine-tune a backbone on a prepared set. The same name resumes."),
     "evaluate": ("stages.run_evaluate", "Score the best checkpoint on the test split and write the report."),
-    "predict": ("stages.run_predict", "Say the expression in photographs without labels."),
+    "predict": ("stages.run_predict", "Say the expression in photographs and videos without labels."),
     "export": ("stages.run_export", "Write a trained network as ONNX and for PyTorch, and score each beside the "
                                     "original."),
     "tune": ("studies.run_tune", "Search learning rate and momentum on a prepared set. The same name goes on with a "

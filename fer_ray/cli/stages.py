@@ -18,7 +18,7 @@ from fer_ray.evaluate import evaluation
 from fer_ray.model import augment, checkpoints, metrics, start_weights
 from fer_ray.report import pages, prepared_page
 from fer_ray.train import inputs, job, resources, schedule, training
-from fer_ray.use import batch, export, gallery, recognizer
+from fer_ray.use import batch, export, gallery, recognizer, timeline, videos
 from fer_ray.use import inputs as photographs
 from fer_ray.use.photographs import Cutter, Search
 
@@ -111,8 +111,12 @@ def score(config: Config, prepared: str, also: dict[str, str]) -> str:
 
 
 def run_predict(config: Config) -> str:
-    """Predict the expressions of the faces in photographs; URI of predictions.csv."""
-    pictures = photographs.find(config.predict.images, config.data.table.image_column)
+    """Predict the expressions of the faces in photographs and videos.
+
+    Returns: URI of predictions.csv, or of frames.csv if there are videos alone.
+    """
+    found = photographs.find(config.predict.images, config.data.table.image_column)
+    wording.say("predict", [wording.found(len(found.photographs), len(found.videos), found.others)])
     checkpoint = recognizer.find_checkpoint(config.predict.checkpoint or config.storage,
                                             "" if config.predict.checkpoint else config.name)
     search = Search(_faces_options(config, checkpoint), config.predict.faces, config.predict.tilt,
@@ -122,14 +126,34 @@ def run_predict(config: Config) -> str:
         wording.say("predict", [f"{checkpoint}: {recognizer.NOT_CALIBRATED}"])
     connection.connect()
     device = resources.device_for(config.predict.device, "predict.device")
-    job = batch.Job(storage.join(config.storage, "predictions", config.name), pictures, checkpoint, search,
-                    device)
     wording.say("predict", [f"the network computes on {wording.DEVICES[device]}"])
-    uri = batch.predict(job)
-    wording.say("predict", [wording.predictions(pd.read_csv(io.BytesIO(storage.read_bytes(uri))))])
+    folder = storage.join(config.storage, "predictions", config.name)
+    made = []
+    if found.photographs:
+        job = batch.Job(folder, found.photographs, checkpoint, search, device)
+        made.append(batch.predict(job))
+        wording.say("predict", [wording.predictions(pd.read_csv(io.BytesIO(storage.read_bytes(job.table))))])
+        if config.predict.annotate:
+            wording.say("predict", [f"gallery {gallery.write(job, config.name)}"])
+    else:
+        batch.remove(folder)
+    if found.videos:
+        made.append(_predict_videos(config, videos.Job(folder, found.videos, checkpoint, search, device,
+                                                       config.predict.every, config.predict.smooth)))
+    else:
+        videos.remove(folder)
+    return made[0]
+
+
+def _predict_videos(config: Config, job: videos.Job) -> str:
+    """Predict the faces of videos, and tell it; URI of frames.csv."""
+    films = videos.predict(job)
+    told = pd.read_csv(io.BytesIO(storage.read_bytes(storage.join(job.folder, "videos.csv"))))
+    wording.say("predict", wording.videos(told))
     if config.predict.annotate:
-        wording.say("predict", [f"gallery {gallery.write(job, config.name)}"])
-    return uri
+        drawn = [f"timeline {page}" for page in timeline.write(job, films)]
+        wording.say("predict", wording.shortened(drawn, "timelines"))
+    return job.table
 
 
 def _faces_options(config: Config, checkpoint: str) -> FacesConfig:

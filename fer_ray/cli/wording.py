@@ -9,6 +9,7 @@ import pandas as pd
 
 from fer_ray.data.manifest import printable
 
+MOST_NOTES = 10
 MOST_REASONS = 3  # a line for each of thousands of damaged files says no more than the first ones
 SPLITS = {"subject": ", split by person", "sequence": ", split by video sequence", "image": ", split by image",
           "official": ", split as the data set itself is", "test": ", none for training"}
@@ -67,6 +68,31 @@ def predictions(table: pd.DataFrame) -> str:
     line = f"{count(table['image'].nunique(), 'image')}, {count(sum(faces.values()), 'face')}"
     line += f": {listed(faces)}" if faces else ""
     return f"{line}; {sum(missing.values()):,} without a face: {reasons(missing)}" if missing else line
+
+
+def found(photographs: int, videos: int, others: Mapping[str, int]) -> str:
+    """What lies at the place to predict, in a line. `others`: files that are not read, by extension."""
+    line = ", ".join(count(number, noun) for number, noun in ((photographs, "photograph"), (videos, "video")) if number)
+    rest = sum(others.values())
+    return f"{line} found; {count(rest, 'other file')} not read: {listed(others)}" if rest else f"{line} found"
+
+
+def videos(table: pd.DataFrame) -> list[str]:
+    """What was read of videos, in lines. `table`: videos.csv."""
+    reasons_of, notes = table["reason"].dropna(), table[table["note"].notna()]
+    line = (f"{count(len(table), 'video')}, {table['seconds'].sum():,.1f} s, "
+            f"{count(int(table['looked_at'].sum()), 'frame')} looked at of {int(table['frames'].sum()):,}, "
+            f"{count(int(table['faces'].sum()), 'face')} followed")
+    if len(reasons_of):
+        line += f"; {len(reasons_of):,} not readable: {reasons(reasons_of.value_counts().to_dict())}"
+    shown = [f"{printable(name)}: {note}" for name, note in zip(notes["video"], notes["note"], strict=True)]
+    return [line, *shortened(shown, "notes in videos.csv")]
+
+
+def shortened(lines: list[str], what: str) -> list[str]:
+    """The first lines, and how many there are more."""
+    more = len(lines) - MOST_NOTES
+    return [*lines[:MOST_NOTES], *([f"{more:,} more {what}"] if more > 0 else [])]
 
 
 def listed(numbers: Mapping[str, int]) -> str:

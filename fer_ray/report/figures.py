@@ -9,6 +9,9 @@ import numpy as np
 
 SPLITS = ("train", "val", "test")
 BLUE, ORANGE, GREY = "#2f5d8a", "#d1772e", "#8a8f98"
+# of each expression, wherever several are drawn together
+COLOURS = {"anger": "#d62f2f", "contempt": "#8a5a2b", "disgust": "#3f8f3a", "fear": "#7b4bb7", "happiness": "#e8a513",
+           "neutral": "#7a828c", "sadness": "#2f6fb7", "surprise": "#e0701f"}
 
 
 def png(figure) -> bytes:

@@ -149,6 +149,11 @@ def render_gallery(content: dict) -> str:
     return _page("gallery.html.j2", False, **content)
 
 
+def render_timeline(content: dict) -> str:
+    """The page of a video with the course of its faces' expressions. `content`: of `use.timeline`."""
+    return _page("timeline.html.j2", False, **content)
+
+
 def is_leaking(summary: dict) -> bool:
     """Whether people, videos or pictures are in several splits, so that a test score holds for no new face.
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray import progress, storage
-from fer_ray.data import manifest, pixels
+from fer_ray.data import pixels
 from fer_ray.model import checkpoints
 from fer_ray.use import photographs, recognition
 from fer_ray.use.inputs import Picture
@@ -82,7 +82,7 @@ def predict(job: Job) -> str:
     """
     request, marker = _request(job), storage.join(job.folder, "request.json")
     if not _is_of(request, marker):
-        storage.delete_dir(job.folder)
+        remove(job.folder)
         storage.write_json(marker, {"request": request})
     if _has_all(job):
         return job.table
@@ -98,6 +98,14 @@ def predict(job: Job) -> str:
     return job.table
 
 
+def remove(folder: str) -> None:
+    """Remove what `predict` and `gallery.write` have written into a folder, and leave what was made of videos."""
+    for name in storage.list_files(folder):
+        if name.startswith(("part-", "predictions.", "request.", "gallery.")):
+            storage.delete_file(storage.join(folder, name))
+    storage.delete_dir(storage.join(folder, "annotated"))
+
+
 def read_parts(job: Job) -> list[pa.Table]:
     """The parts of a table that `predict` has made. Raises: storage.DamagedError."""
     found = _read_parts(job)
@@ -110,7 +118,8 @@ def _read_parts(job: Job) -> dict[str, pa.Table | None]:
     there = set(storage.list_files(job.folder))
     uris = list(job.parts())
     with ThreadPoolExecutor(READERS) as pool:
-        parts = pool.map(lambda uri: _read_part(uri) if uri.rsplit("/", 1)[-1] in there else None, uris)
+        parts = pool.map(lambda uri: recognition.read_table(uri, SCHEMA) if uri.rsplit("/", 1)[-1] in there else None,
+                         uris)
         return dict(zip(uris, parts, strict=True))
 
 
@@ -137,20 +146,9 @@ def _has_all(job: Job) -> bool:
         named = pd.read_csv(io.BytesIO(content), usecols=["image"], dtype=str, keep_default_na=False)["image"]
     except (FileNotFoundError, ValueError):
         return False
-    table = _read_part(storage.join(job.folder, "predictions.parquet"))
+    table = recognition.read_table(storage.join(job.folder, "predictions.parquet"), SCHEMA)
     return (content.endswith(b"\n") and table is not None and table["image"].to_pylist() == named.tolist()
             and named.drop_duplicates().tolist() == [picture.image for picture in job.pictures])
-
-
-def _read_part(uri: str) -> pa.Table | None:
-    """A part of the table; None if it is missing or damaged, and must be made again."""
-    try:
-        table = manifest.read_parquet(io.BytesIO(storage.read_bytes(uri)))
-    except (FileNotFoundError, manifest.DataError, pa.ArrowException, OSError) as error:
-        if isinstance(error, storage.StorageError):  # an outage says nothing of the part
-            raise
-        return None
-    return table if table.schema.equals(SCHEMA) else None
 
 
 def _make_parts(job: Job, parts: dict[str, list[Picture]]) -> None:

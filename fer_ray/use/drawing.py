@@ -7,10 +7,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fer_ray.report.figures import COLOURS
 from fer_ray.use.recognition import Face, Recognition
-
-COLOURS = {"anger": "#d62f2f", "contempt": "#8a5a2b", "disgust": "#3f8f3a", "fear": "#7b4bb7", "happiness": "#e8a513",
-           "neutral": "#7a828c", "sadness": "#2f6fb7", "surprise": "#e0701f"}
 
 
 def annotate(picture: np.ndarray, recognition: Recognition) -> Image.Image:

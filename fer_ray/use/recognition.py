@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from fer_ray import storage
+from fer_ray.data import manifest
 from fer_ray.data.manifest import EXPRESSIONS, PROBABILITIES
 
 if TYPE_CHECKING:
@@ -134,6 +137,20 @@ def _rows(schema: pa.Schema, of: dict[str, Any], faces: Iterable[tuple[int, Face
     """A row for each numbered face, or one with the reason. `of`: the columns that say where they were found."""
     found = [{"face": number, **face.row()} for number, face in faces] or [{"reason": reason}]
     return [dict.fromkeys(schema.names) | of | row for row in found]
+
+
+def read_table(uri: str, schema: pa.Schema) -> pa.Table | None:
+    """A table of `SCHEMA` or `FRAMES`, or a part of it; None if it is missing or damaged, and must be made again.
+
+    Raises: storage.StorageError if storage does not answer, which says nothing of the table.
+    """
+    try:
+        table = manifest.read_parquet(io.BytesIO(storage.read_bytes(uri)))
+    except (FileNotFoundError, manifest.DataError, pa.ArrowException, OSError) as error:
+        if isinstance(error, storage.StorageError):
+            raise
+        return None
+    return table if table.schema.equals(schema) else None
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,6 @@ from fer_ray.use.photographs import Crop, Cutter
 from fer_ray.use.recognition import Face, Frame, Network
 
 SEARCH_S = 1.0  # between two searches of whole frames; in between each face is looked for where it was
-SEGMENT_S = 60.0  # at least, of a part of a video that one worker takes; a second or so of it is decoded twice
 FRAMES = 8  # that go through the network together; their crops are all that is in memory
 
 
@@ -28,6 +27,8 @@ class Grid:
 
     every: float
     """Seconds; 0: every frame is scored, and slots of `SEARCH_S` are for searches."""
+    segment_s: float = math.inf
+    """Seconds of a segment, at most unless `every` is longer; by default a video is one."""
 
     def slot(self, time: float) -> int:
         """Number of the slot that a time lies in."""
@@ -39,12 +40,18 @@ class Grid:
 
     def segment(self, time: float) -> int:
         """Number of the segment that a time lies in."""
-        return self.search(time) // (self._slots_of(SEGMENT_S) // self._slots_of(SEARCH_S))
+        return 0 if self.segment_s == math.inf else self.search(time) // self._searches
 
     def begin(self, segment: int) -> float:
         """When a segment begins, in seconds."""
-        slots = self._slots_of(SEGMENT_S) // self._slots_of(SEARCH_S) * self._slots_of(SEARCH_S)
-        return segment * slots * (self.every or SEARCH_S)
+        if not segment:
+            return 0.0
+        return segment * self._searches * self._slots_of(SEARCH_S) * (self.every or SEARCH_S)
+
+    @property
+    def _searches(self) -> int:
+        """Searches in a segment."""
+        return max(1, self._slots_of(self.segment_s) // self._slots_of(SEARCH_S))
 
     def _slots_of(self, seconds: float) -> int:
         return max(1, int(seconds / (self.every or SEARCH_S) + 1e-6))
@@ -64,6 +71,13 @@ class Seen:
     """Least seconds between two frames."""
     longest: float = 0.0
     """Most seconds between two frames."""
+
+    @classmethod
+    def of(cls, parts: Sequence[Seen]) -> Seen:
+        """Of a whole video. Damage near the border of two segments counts in both."""
+        return cls(sum(part.frames for part in parts), max((part.last for part in parts), default=0.0),
+                   sum(part.damaged for part in parts), min((part.shortest for part in parts), default=math.inf),
+                   max((part.longest for part in parts), default=0.0))
 
     def add(self, time: float, before: float | None) -> None:
         """Count a frame; `before`: the time of the one before it."""

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import checkpoints as tiny
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import videos
 from cluster.conftest import environment, nodes_of, ray_on, run_job
 
 from fer_ray import Recognizer
@@ -18,6 +20,7 @@ from fer_ray.data.manifest import PROBABILITIES
 from fer_ray.data_config import FacesConfig
 from fer_ray.evaluate import calibration, inference
 from fer_ray.use import batch
+from fer_ray.use import videos as of_videos
 from fer_ray.use.inputs import Picture
 from fer_ray.use.photographs import Search
 
@@ -74,6 +77,39 @@ def test_the_job_writes_tables_copies_and_a_page(sample_of, checkpoint, tmp_path
     assert run_job("predict", *options, cwd=tmp_path).returncode == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert pd.read_csv(io.BytesIO((out / "predictions.csv").read_bytes())).shape == table.shape
+
+
+def test_videos_and_photographs_of_a_folder_are_both_read(checkpoint, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    film = videos.write(folder / "film.mp4", videos.walk(2.5))
+    (folder / "broken.mov").write_bytes(b"no video")
+    (folder / "notes.txt").write_text("neither")
+    cv2.imwrite(str(folder / "photograph.png"), videos.face())
+    options = ["--storage", str(tmp_path / "out"), "--name", "mine", "--predict.checkpoint", checkpoint,
+               "--predict.images", "mixed", "--predict.every", "0.5", "--predict.annotate"]
+    out = tmp_path / "out/predictions/mine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_videos, "SEGMENT_S", 1.0)
+        done = run_job("predict", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "1 photograph, 2 videos found; 1 other file not read: .txt 1" in done.stdout
+        assert "2 videos, 2.4 s, 5 frames looked at of 25, 1 face followed; 1 not readable" in done.stdout
+        assert pd.read_csv(out / "predictions.csv")["image"].tolist() == [str(folder / "photograph.png")]
+        table = (out / "frames.csv").read_bytes()
+        frames = pd.read_csv(io.BytesIO(table))
+        assert frames["video"].tolist() == [str(folder / "broken.mov"), *[film] * 5]
+        (page,) = out.glob("videos/film-*/timeline.html")
+        assert f"predict: timeline {page}" in done.stdout and (page.parent / "annotated.mp4").stat().st_size > 1000
+        parts = sorted(out.glob("videos/film-*/part-*.parquet"))
+        assert len(parts) == 3
+        before = {part: part.stat().st_mtime_ns for part in [*parts, page]}
+        parts[1].write_bytes(b"PAR1")  # what a kill may leave
+        (folder / "photograph.png").unlink()  # and a video is not read again because a photograph is gone
+        done = run_job("predict", *options, cwd=tmp_path)
+        assert done.returncode == 0 and f"result: {out}/frames.csv" in done.stdout, done.stderr
+    assert (out / "frames.csv").read_bytes() == table and not (out / "predictions.csv").exists()
+    assert [part for part in before if part.stat().st_mtime_ns != before[part]] == [parts[1]]
 
 
 DRIVER = """

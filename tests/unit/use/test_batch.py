@@ -14,7 +14,7 @@ from fer_ray import Recognizer, storage
 from fer_ray.data.drawn_face import render_face
 from fer_ray.data.manifest import PROBABILITIES
 from fer_ray.data_config import FacesConfig
-from fer_ray.use import batch, gallery
+from fer_ray.use import batch, gallery, recognition
 from fer_ray.use.inputs import Picture
 from fer_ray.use.photographs import Search
 from fer_ray.use.recognition import SCHEMA
@@ -158,12 +158,12 @@ def test_a_damaged_part_is_as_good_as_none(tmp_path, damage):
     content = file.read_bytes()
     damaged = damage(content)
     file.unlink() if damaged is None else file.write_bytes(damaged)
-    assert (batch._read_part(str(file)) is not None) == (damaged == content)
+    assert (recognition.read_table(str(file), SCHEMA) is not None) == (damaged == content)
 
 
 def test_a_part_of_another_table_is_no_part(tmp_path):
     pq.write_table(pa.table({"image": ["a.png"]}), tmp_path / "part.parquet")
-    assert batch._read_part(str(tmp_path / "part.parquet")) is None
+    assert recognition.read_table(str(tmp_path / "part.parquet"), SCHEMA) is None
 
 
 @pytest.mark.parametrize(("content", "same"), [('{"request": "r"}', True), ('{"request": "other"}', False),
@@ -191,4 +191,4 @@ def test_an_outage_is_not_taken_for_a_damaged_part(monkeypatch):
 
     monkeypatch.setattr(storage, "read_bytes", fail)
     with pytest.raises(storage.StorageError):
-        batch._read_part("s3://bucket/part.parquet")
+        recognition.read_table("s3://bucket/part.parquet", SCHEMA)

@@ -1,13 +1,17 @@
 """Every kind of video that people have gives the frames that players show; what is damaged is left out and counted."""
 
+import io
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import s3
 import videos
 
+import fer_ray.s3
+from fer_ray import storage
 from fer_ray.use.footage import Footage, VideoError
 
 CODECS = {".mp4": "libx264", ".mkv": "libx264", ".ts": "libx264", ".avi": "mpeg4", ".webm": "libvpx-vp9"}
@@ -79,6 +83,39 @@ def test_times_are_those_of_a_variable_frame_rate(tmp_path):
     pictures = [picture for _, picture in noise(len(times))]
     for name in ("film.mp4", "film.mkv"):
         assert list(read(videos.write(tmp_path / name, zip(times, pictures, strict=True)))[0]) == times
+
+
+def test_a_video_in_a_bucket_is_read_where_it_lies(tmp_path, monkeypatch):
+    film = videos.write(tmp_path / "film.mp4", noise(12))
+    with s3.server() as port, monkeypatch.context() as patch:
+        for name, value in s3.environment(port).items():
+            patch.setenv(name, value)
+        fer_ray.s3._client.cache_clear()
+        storage.write_bytes("s3://bucket/film.mp4", Path(film).read_bytes())
+        whole, there = read(film)[0], read("s3://bucket/film.mp4")[0]
+        assert list(there) == list(whole) and all((there[time] == whole[time]).all() for time in whole)
+        with pytest.raises(VideoError, match="file not found"):
+            Footage("s3://bucket/gone.mp4")
+    fer_ray.s3._client.cache_clear()
+
+
+def test_storage_that_fails_is_no_damaged_video(tmp_path, monkeypatch):
+    film = videos.write(tmp_path / "film.mkv", noise(40, (240, 320)))
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer):
+            if self.tell() > 600_000:
+                raise OSError(5, "no answer")
+            return super().readinto(buffer)
+
+        def read(self, size=-1):
+            if self.tell() > 600_000:
+                raise OSError(5, "no answer")
+            return super().read(size)
+
+    monkeypatch.setattr(storage, "open_file", lambda uri: Failing(uri))
+    with pytest.raises(storage.StorageError, match="film.mkv: no answer"):
+        read(film)
 
 
 def sound(path: Path) -> None:

@@ -7,7 +7,7 @@ import videos
 
 from fer_ray import Recognizer
 from fer_ray.use import footage, tracks, video
-from fer_ray.use.recognition import Face, Frame
+from fer_ray.use.recognition import Frame
 
 
 @pytest.fixture(scope="module")
@@ -20,32 +20,26 @@ def film(tmp_path_factory):
     return videos.write(tmp_path_factory.mktemp("film") / "film.mp4", videos.walk(2.0))
 
 
-def frame(time: float, boxes: list[tuple[int, int]], anger: float = 0.5) -> Frame:
-    """Faces of 100 px at these places."""
-    probabilities = np.array([anger, 1 - anger, 0, 0, 0, 0, 0, 0])
-    return Frame("v", time, {n: Face.of((x, y, 100, 100), 1.0, 0.0, False, probabilities)
-                             for n, (x, y) in enumerate(boxes)}, None)
-
-
 def places(frames) -> list[dict[int, int]]:
     return [{number: face.box[0] for number, face in one.faces.items()} for one in frames]
 
 
 def test_a_face_keeps_its_number_until_it_was_away_for_long():
     steps = [(0.0, [0, 300]), (0.2, [310, 20]), (0.4, [320]), (0.8, [330, 40]), (1.0, [340]), (2.2, [350, 50])]
-    found = places(tracks.follow((frame(time, [(x, 0) for x in xs]) for time, xs in steps), 0.2, 0.0))
+    found = places(tracks.follow((videos.frame(time, [(x, 0) for x in xs]) for time, xs in steps), 0.2, 0.0))
     assert found == [{0: 0, 1: 300}, {1: 310, 0: 20}, {1: 320}, {1: 330, 0: 40}, {1: 340}, {2: 350, 3: 50}]
 
 
 def test_two_faces_are_numbered_by_the_most_overlap_of_both():
     """Box by box, the first would take the place of the second."""
-    found = places(tracks.follow([frame(0, [(0, 0), (60, 0)]), frame(1, [(40, 0), (110, 0)])], 1.0, 0.0))
+    found = places(tracks.follow([videos.frame(0, [(0, 0), (60, 0)]), videos.frame(1, [(40, 0), (110, 0)])], 1.0, 0.0))
     assert found[1] == {0: 40, 1: 110}
-    assert places(tracks.follow([frame(0, []), frame(1, [])], 1.0, 0.0)) == [{}, {}]
+    assert places(tracks.follow([videos.frame(0, []), videos.frame(1, [])], 1.0, 0.0)) == [{}, {}]
 
 
 def test_probabilities_are_smoothed_by_seconds_for_each_face():
-    steps = [frame(0.0, [(0, 0)], 0.0), frame(0.5, [(0, 0), (300, 0)], 1.0), frame(1.5, [(0, 0)], 1.0)]
+    steps = [videos.frame(0.0, [(0, 0)], 0.0), videos.frame(0.5, [(0, 0), (300, 0)], 1.0),
+             videos.frame(1.5, [(0, 0)], 1.0)]
     faces = [one.faces for one in tracks.follow(steps, 0.5, 1.0)]
     kept = np.exp(-0.5)
     assert faces[1][0].probabilities["anger"] == pytest.approx(1 - kept)
@@ -56,12 +50,12 @@ def test_probabilities_are_smoothed_by_seconds_for_each_face():
 
 @pytest.mark.parametrize("every", [0.0, 0.04, 0.2, 0.3, 1.0, 1.7, 100.0])
 def test_searches_and_segments_begin_with_a_slot(every):
-    grid = video.Grid(every)
+    grid = video.Grid(every, 60.0)
     for segment in (0, 1, 2, 7):
         begin = grid.begin(segment)
         assert grid.segment(begin) == segment and (segment == 0 or grid.segment(begin - 0.001) == segment - 1)
         assert grid.search(begin) > grid.search(begin - 0.001) and grid.slot(begin) > grid.slot(begin - 0.001)
-    assert max(every, 30) <= grid.begin(1) <= max(every, video.SEGMENT_S) + 0.001
+    assert max(every, 30) <= grid.begin(1) <= max(every, 60) + 0.001
 
 
 def test_frames_are_looked_at_so_often_and_one_face_has_one_number(recognizer, film):
@@ -75,9 +69,8 @@ def test_frames_are_looked_at_so_often_and_one_face_has_one_number(recognizer, f
     assert whole.faces[0].probabilities == pytest.approx(frames[0].faces[0].probabilities, abs=1e-5)
 
 
-def test_a_video_in_pieces_gives_the_same_as_in_one(recognizer, film, monkeypatch):
-    monkeypatch.setattr(video, "SEGMENT_S", 1.0)
-    grid = video.Grid(0.1)
+def test_a_video_in_pieces_gives_the_same_as_in_one(recognizer, film):
+    grid = video.Grid(0.1, 1.0)
 
     def score(*segment) -> list[Frame]:
         with footage.Footage(film) as opened:
