@@ -167,9 +167,10 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images:
         with no_sync() if no_sync and number < len(parts) else contextlib.nullcontext():
             with autocast:
                 logits = model(inputs)
-            loss = F.cross_entropy(logits.float(), targets, class_weights, reduction="none",
-                                   label_smoothing=settings.label_smoothing).sum()
-            (loss / share).backward()
+            # Weights given to cross_entropy itself would also share out what is smoothed: most to the rarest class.
+            losses = F.cross_entropy(logits.float(), targets, reduction="none",
+                                     label_smoothing=settings.label_smoothing)
+            ((losses * class_weights[targets]).sum() / share).backward()
         total += F.cross_entropy(logits.detach().float(), targets, reduction="sum")
     if settings.clip_norm:
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

@@ -25,6 +25,17 @@ def test_class_weights_balance_the_loss_and_average_one():
     assert weights[labels].mean() == pytest.approx(1)
 
 
+def test_smoothing_is_alike_for_all_classes_whatever_they_weigh():
+    model = torch.nn.Linear(1, 8)
+    torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
+    settings, optimizer = TrainConfig(label_smoothing=0.4), torch.optim.SGD(model.parameters(), lr=1.0)
+    loop.train_step(model, optimizer, torch.ones(1, 1), torch.tensor([2]), torch.arange(1.0, 9.0), 1, settings,
+                    contextlib.nullcontext())
+    target = torch.full((8,), 0.05)
+    target[2] += 0.6
+    assert torch.allclose(model.bias, 3 * (target - 1 / 8), atol=1e-6)
+
+
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
     torch.manual_seed(0)
     images, labels = torch.randn(6, 3, 64, 64), torch.tensor([0, 1, 2, 3, 4, 5])
