@@ -22,6 +22,7 @@ from fer_ray.values import (
     Device,
     Name,
     NotNegative,
+    Port,
     Positive,
     Seed,
     Uri,
@@ -220,6 +221,30 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """The service and its web page (jobs/serve.py).
+
+    `predict` names its network, and the faces that it looks for. Its token comes from the environment variable
+    FER_RAY_SERVE_TOKEN, which must be set unless `host` is the loopback.
+    """
+
+    host: str = "127.0.0.1"
+    """Address to listen on: 127.0.0.1 answers this machine alone, 0.0.0.0 the network."""
+    port: Port = 8000
+    """Port to listen on."""
+    replicas: AtLeast0 = 0
+    """Processes with the network; 0: one for each GPU, or for every two CPUs. One for every two CPUs finds faces."""
+    max_mb: Positive = 20.0
+    """Largest request in MB."""
+    max_megapixels: Positive = 50.0
+    """Largest image in millions of pixels, which is known before an image is decoded."""
+    max_queued: AtLeast1 = 64
+    """Requests that may wait while all processes are busy; more are refused at once (503)."""
+    timeout_s: Positive = 30.0
+    """Time that a request may take, waiting included, in seconds; then it is given up (408)."""
+
+
+@dataclass(frozen=True)
 class ProtocolConfig:
     """How a score is made from several runs (jobs/crossval.py)."""
 
@@ -277,6 +302,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     card: CardConfig = field(default_factory=CardConfig)

@@ -38,6 +38,7 @@ Backbone = Annotated[str, Text("backbone")]
 AtLeast1 = Annotated[int, Ge(1)]
 AtLeast0 = Annotated[int, Ge(0)]
 Device = Literal["auto", "cpu", "cuda"]  # where a network computes; `auto`: on GPUs if there are any
+Port = Annotated[int, Interval(ge=1, le=65535)]
 NotNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Percent = Annotated[float, Interval(ge=0, le=100)]

@@ -22,6 +22,7 @@ VERBS = {
     "predict": ("stages.run_predict", "Say the expression in photographs and videos without labels."),
     "export": ("stages.run_export", "Write a trained network as ONNX and for PyTorch, and score each beside the "
                                     "original."),
+    "serve": ("serving.run_serve", "Answer requests over HTTP, with a web page that takes pictures and the webcam."),
     "tune": ("studies.run_tune", "Search learning rate and momentum on a prepared set. The same name goes on with a "
                                  "search that was interrupted."),
     "crossval": ("studies.run_crossval", "Several runs for one score: folds, seeds, or the paper's split beside an "

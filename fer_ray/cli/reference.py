@@ -30,6 +30,8 @@ USES = {
     "evaluate": (*_PREPARE, "evaluate", "card", "train.seed"),
     "predict": ("name", "storage", "predict", "data.table.image_column", "faces.model"),
     "export": (*_RUN, "export", "evaluate.batch_size", "evaluate.device"),
+    "serve": ("name", "storage", "serve", "predict.checkpoint", "predict.faces", "predict.tilt", "predict.min_face",
+              "predict.device", "faces.model"),
     "tune": (*_PREPARE, "train", "tune", *_SCORE),
     "crossval": (*_ALL_STAGES, "protocol"),
     "compare": (*_ALL_STAGES, "compare"),
@@ -38,7 +40,7 @@ USES = {
 }
 # These come first in `--help`, since most commands give some of them.
 COMMON = ("name", "storage", "prepared", "data.root", "data.kind", "predict.images", "predict.checkpoint",
-          "export.checkpoint", "export.formats", "labels",
+          "export.checkpoint", "export.formats", "serve.host", "serve.port", "labels",
           "train.backbone", "train.epochs", "train.batch_size", "train.lr", "train.num_workers", "train.device",
           "evaluate.device", "predict.device")
 WIDTH = 100

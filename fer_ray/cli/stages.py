@@ -117,13 +117,7 @@ def run_predict(config: Config) -> str:
     """
     found = photographs.find(config.predict.images, config.data.table.image_column)
     wording.say("predict", [wording.found(len(found.photographs), len(found.videos), found.others)])
-    checkpoint = recognizer.find_checkpoint(config.predict.checkpoint or config.storage,
-                                            "" if config.predict.checkpoint else config.name)
-    search = Search(_faces_options(config, checkpoint), config.predict.faces, config.predict.tilt,
-                    config.predict.min_face)
-    Cutter(search)  # a detector that cannot be loaded ends the job before Ray starts
-    if checkpoints.read_temperature(checkpoint) is None:
-        wording.say("predict", [f"{checkpoint}: {recognizer.NOT_CALIBRATED}"])
+    checkpoint, search = network_and_search(config, "predict")
     connection.connect()
     device = resources.device_for(config.predict.device, "predict.device")
     wording.say("predict", [f"the network computes on {wording.DEVICES[device]}"])
@@ -156,13 +150,29 @@ def _predict_videos(config: Config, job: videos.Job) -> str:
     return job.table
 
 
-def _faces_options(config: Config, checkpoint: str) -> FacesConfig:
+def network_and_search(config: Config, stage: str) -> tuple[str, Search]:
+    """URI of the checkpoint that `predict` names, and which faces it is to see.
+
+    `stage`: that says on the terminal what the user should know of them. Raises: checkpoints.CheckpointError;
+    faces.DetectorError; storage.StorageError.
+    """
+    checkpoint = recognizer.find_checkpoint(config.predict.checkpoint or config.storage,
+                                            "" if config.predict.checkpoint else config.name)
+    search = Search(_faces_options(config, checkpoint, stage), config.predict.faces, config.predict.tilt,
+                    config.predict.min_face)
+    Cutter(search)  # a detector that cannot be loaded ends the job before Ray starts
+    if checkpoints.read_temperature(checkpoint) is None:
+        wording.say(stage, [f"{checkpoint}: {recognizer.NOT_CALIBRATED}"])
+    return checkpoint, search
+
+
+def _faces_options(config: Config, checkpoint: str, stage: str) -> FacesConfig:
     """The options that the network's training images were cropped by. Others that the user gave are told, not used."""
     trained = recognizer.trained_faces(checkpoint)
     for field in dataclasses.fields(FacesConfig):
         given = getattr(config.faces, field.name)
         if field.name != "model" and given not in (field.default, used := getattr(trained, field.name)):
-            wording.say("predict", [f"faces.{field.name} is {used}, as the network was trained, and not {given}"])
+            wording.say(stage, [f"faces.{field.name} is {used}, as the network was trained, and not {given}"])
     # a file of this machine, which lay elsewhere where the network was trained
     return dataclasses.replace(trained, model=config.faces.model or trained.model)
 

@@ -164,7 +164,7 @@ def _cell(file: str, row: int, column: str) -> bytes:
     return value
 
 
-def decode(content: bytes) -> np.ndarray:
+def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The pixels of any image file: uint8 [H, W] (grey) or [H, W, 3] (RGB), turned upright by its EXIF orientation.
 
     Animations give their first frame; CMYK, palette and alpha become RGB. Pictures with more than 8 bits a value are
@@ -176,7 +176,7 @@ def decode(content: bytes) -> np.ndarray:
     """
     if not content:
         raise ImageError("empty file")
-    return _converted(lambda: Image.open(io.BytesIO(content), formats=FORMATS), content)
+    return _converted(lambda: Image.open(io.BytesIO(content), formats=FORMATS), content, max_pixels)
 
 
 def format_of(content: bytes) -> str:
@@ -194,17 +194,18 @@ def from_pil(image: Image.Image) -> np.ndarray:
     return _converted(lambda: image)
 
 
-def _converted(open_image: Callable[[], Image.Image], content: bytes = b"") -> np.ndarray:
+def _converted(open_image: Callable[[], Image.Image], content: bytes = b"",
+               max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """`content` is the image's file, where there is one: what Pillow gives of it may have lost bits."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata without naming the file
-            return _pixels_of(open_image(), content)
+            return _pixels_of(open_image(), content, max_pixels)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))
-        raise ImageError(f"too large: {found[0] if found else '?'} px, at most {MAX_PIXELS} are decoded") from None
+        raise ImageError(f"too large: {found[0] if found else '?'} px, at most {max_pixels} are decoded") from None
     except UnidentifiedImageError:
         foreign = next((name for name, start in _FOREIGN.items() if re.match(start, content, re.DOTALL)), None)
         raise ImageError(f"{foreign}: not read; save it as PNG or JPEG" if foreign else "not an image") from None
@@ -214,10 +215,10 @@ def _converted(open_image: Callable[[], Image.Image], content: bytes = b"") -> n
         raise ImageError(f"damaged image: {_one_line(error)}") from error
 
 
-def _pixels_of(image: Image.Image, content: bytes) -> np.ndarray:
+def _pixels_of(image: Image.Image, content: bytes, max_pixels: int) -> np.ndarray:
     width, height = image.size  # known before a pixel is decoded
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"too large: {width * height} px, at most {MAX_PIXELS} are decoded")
+    if width * height > max_pixels:
+        raise ImageError(f"too large: {width * height} px, at most {max_pixels} are decoded")
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"too small: {width} x {height} px")
     image.load()

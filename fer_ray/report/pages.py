@@ -154,6 +154,16 @@ def render_timeline(content: dict) -> str:
     return _page("timeline.html.j2", False, **content)
 
 
+def render_service(content: dict) -> str:
+    """The web page of the service.
+
+    Args:
+        content: `calibrated`, whether the probabilities are; `token`, whether requests need one; `max_mb` and
+            `max_images` of a request; `colours` of the expressions, in their order.
+    """
+    return _page("service.html.j2", False, **content)
+
+
 def is_leaking(summary: dict) -> bool:
     """Whether people, videos or pictures are in several splits, so that a test score holds for no new face.
 

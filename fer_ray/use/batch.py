@@ -181,13 +181,22 @@ def worker_options(cluster: dict, job: Job) -> dict[str, Any]:
     """
     import ray.data
 
-    on_gpus, cpus = job.device == "cuda", cluster.get("CPU", 1)
-    # where an autoscaler has not started the first GPU yet, one worker asks for it
-    number = max(1, int(cluster.get("GPU", 0) if on_gpus else cpus // CPUS_PER_WORKER))
-    return {"num_cpus": 1 if cpus >= CPUS_PER_WORKER else cpus - CPUS_PER_TASK, "num_gpus": int(on_gpus),
-            "scheduling_strategy": "SPREAD", "compute": ray.data.ActorPoolStrategy(size=number),
+    number, cpus = workers(cluster, job.device)
+    return {"num_cpus": cpus, "num_gpus": int(job.device == "cuda"), "scheduling_strategy": "SPREAD",
+            "compute": ray.data.ActorPoolStrategy(size=number),
             # no restarts: Ray would warn of each on the terminal; the same command goes on with what is missing
             "max_restarts": 0, "fn_constructor_kwargs": {"checkpoint": job.checkpoint, "device": job.device}}
+
+
+def workers(cluster: dict, device: str) -> tuple[int, float]:
+    """Number of processes with the network, and the CPUs of each, which leave some to those that find faces for them.
+
+    `cluster`: as `ray.cluster_resources()` gives it. `device`: cpu or cuda.
+    """
+    cpus = cluster.get("CPU", 1)
+    # where an autoscaler has not started the first GPU yet, one worker asks for it
+    number = max(1, int(cluster.get("GPU", 0) if device == "cuda" else cpus // CPUS_PER_WORKER))
+    return number, 1 if cpus >= CPUS_PER_WORKER else cpus - CPUS_PER_TASK
 
 
 @functools.cache  # once per process: reading the cascade takes 11-30 ms
