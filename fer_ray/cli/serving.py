@@ -32,7 +32,7 @@ def run_serve(config: Config) -> str:
     _require_free(config.serve)
     calibrated = checkpoints.read_temperature(checkpoint) is not None
     page = pages.render_service({"calibrated": calibrated, "token": bool(token), "max_mb": config.serve.max_mb,
-                                 "max_images": web.MAX_IMAGES, "colours": drawing.COLOURS})
+                                 "colours": drawing.COLOURS})
     connection.connect()
     from fer_ray.use import service  # imports Ray, which reads its environment then
 

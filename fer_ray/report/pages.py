@@ -158,8 +158,8 @@ def render_service(content: dict) -> str:
     """The web page of the service.
 
     Args:
-        content: `calibrated`, whether the probabilities are; `token`, whether requests need one; `max_mb` and
-            `max_images` of a request; `colours` of the expressions, in their order.
+        content: `calibrated`, whether the probabilities are; `token`, whether requests need one; `max_mb`, the
+            largest request; `colours` of the expressions, in their order.
     """
     return _page("service.html.j2", False, **content)
 
