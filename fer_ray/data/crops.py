@@ -31,13 +31,19 @@ def _finder(config: FacesConfig):
 
 
 def crop_parts(batch: dict, uri: str, config: FacesConfig) -> dict:
-    """Write the parts of `batch`, as `provenance.plan` lists them; of each the name, and how many crops are new."""
+    """Write the parts of `batch`, as `provenance.plan` lists them.
+
+    Returns: of each its `part` (number), its `name`, how many crops are `new`, and the id of the `node` that made them.
+    """
+    import ray
+
     names, new = [], []
     for number, images in zip(batch["part"], batch["images"], strict=True):
         table = _make_part([_plain(image) for image in images], uri, config)
         names.append(prepared_set.write_part(uri, int(number), table))
         new.append(sum(not image["kept_in"] for image in images))
-    return {"part": batch["part"], "name": np.array(names), "new": np.array(new)}
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+    return {"part": batch["part"], "name": np.array(names), "new": np.array(new), "node": np.array([node] * len(new))}
 
 
 def _make_part(images: list[dict], uri: str, config: FacesConfig) -> pa.Table:

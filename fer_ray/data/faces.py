@@ -26,6 +26,7 @@ SAME_FACE = 0.5  # a box of which another covers more is of the same face
 # only with a border (a part of the picture's longer side) about the picture, and its box is as large as the picture.
 # scripts/measure_faces.py measures both numbers, docs/data.md has the figures.
 BORDER, FILLS = 0.25, 0.8
+FEWEST_FILLED = 3  # pictures that a face fills, of which most faces are found, that show what the others are
 SEARCHES = ("found", "fills", "none")  # what looking for a face came to
 SMALLEST_SIDE = 96  # px; smaller images are enlarged, or their faces would be below the cascade's 24 px
 
@@ -125,12 +126,12 @@ def fills(finder: Finder, picture: np.ndarray) -> bool:
 def are_crops(found: int, filling: int, none: int) -> bool:
     """Whether the pictures of a data set are cropped to the face, so that those without a found face are used too.
 
-    The arguments count `SEARCHES`. Where nine of ten faces are found, the others may be anything. Of photographs
-    without a found face hardly any is filled by one, but half of the pictures that are cropped to the face are, or a
-    tenth where the crops are so tight that Haar is nearly blind.
+    The arguments count `SEARCHES`. Where nine of ten faces are found, the others may be anything, unless several and
+    most of these are filled by one. Of photographs without a found face hardly any is, but half of the pictures that
+    are cropped to the face are, or a tenth where the crops are so tight that Haar is nearly blind.
     """
     if found >= 0.9 * (found + filling + none):
-        return False
+        return filling >= FEWEST_FILLED and filling >= 2 / 3 * (filling + none)
     return filling >= (1 / 3 if found >= filling + none else 1 / 10) * (filling + none)
 
 

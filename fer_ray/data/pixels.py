@@ -208,7 +208,12 @@ def _converted(open_image: Callable[[], Image.Image], content: bytes = b"",
         raise ImageError(f"too large: {found[0] if found else '?'} px, at most {max_pixels} are decoded") from None
     except UnidentifiedImageError:
         foreign = next((name for name, start in _FOREIGN.items() if re.match(start, content, re.DOTALL)), None)
-        raise ImageError(f"{foreign}: not read; save it as PNG or JPEG" if foreign else "not an image") from None
+        if foreign:
+            raise ImageError(f"{foreign}: not read; save it as PNG or JPEG") from None
+        if content.startswith(b"version https://git-lfs"):
+            raise ImageError("not the image but Git LFS's pointer to it; run git lfs pull") from None
+        link = re.fullmatch(rb"(\.\./)+[\x20-\x7e]{1,300}", content)
+        raise ImageError("a link that was copied as text; copy the file itself" if link else "not an image") from None
     except Exception as error:
         # Pillow's decoders raise what they stumble upon: OSError, SyntaxError, struct.error, ZeroDivisionError,
         # TypeError, MemoryError... One file among thousands must not end the job.

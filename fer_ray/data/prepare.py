@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -89,10 +90,6 @@ def _stored_parts(uri: str, config: Config) -> provenance.Stored:
 
 
 def _is_of_another_format(uri: str) -> bool:
-    if "crops.json" in storage.list_files(uri):  # which formats up to 4 began with
-        return True
-    if any(name.endswith(".json") for name in storage.list_files(storage.join(uri, "images"))):  # format 5
-        return True
     try:
         summary = storage.read_own_json(storage.join(uri, "prepared.json"), {"schema_version": int}, "")
     except storage.DamagedError:  # or not there
@@ -164,11 +161,16 @@ def write_parts(uri: str, missing: list[dict], config: FacesConfig, num_images: 
     Returns: their names by number.
     """
     made: dict[int, str] = {}
+    by_node: Counter[str] = Counter()
     new = sum(not image["kept_in"] for part in missing for image in part["images"])
     with Progress("prepare: crop", num_images, done=num_images - new) as progress:
         for done in _on_workers(functools.partial(crops.crop_parts, uri=uri, config=config), missing):
             made |= zip(map(int, done["part"]), map(str, done["name"]), strict=True)
             progress.advance(int(np.sum(done["new"])))
+            by_node.update(dict(zip(map(str, done["node"]), map(int, done["new"]), strict=True)))
+    if len(by_node) > 1:
+        print(f"prepare: cropped on {len(by_node)} nodes: "
+              f"{', '.join(f'{node} {number:,}' for node, number in sorted(by_node.items()))}", flush=True)
     return made
 
 
@@ -208,7 +210,7 @@ def _write_index(uri: str, config: Config, data: manifest.Manifest, wanted: pd.D
         why = lost.value_counts()
         raise manifest.DataError(f"{config.data.root}: none of {len(before)} images gave a face ({why.index[0]}: "
                                  f"{why.iloc[0]}); see faces.already_cropped and faces.on_no_face")
-    index = before[lost.isna()].join(places[["part", "part_row"]])
+    index = before[lost.isna()].join(places[["part", "part_row", "search"]])
     index = index.merge(prepared_set.read_metadata(uri, sorted(parts.values())), on=["part", "part_row"],
                         validate="one_to_one")
     index["cluster"] = duplicates.clusters(index)
@@ -249,10 +251,11 @@ def decide_searches(datasets: pd.Series, searches: pd.Series, config: FacesConfi
         cropped = faces.are_crops(found, filling, none)
         rejects &= ~(cropped & (datasets == dataset).to_numpy())
         whole = cropped or config.on_no_face == "whole"
+        unseen = f", the {none:,} too in which none is seen (prepare.html shows some)" if none else ""
         words.append(
             f"{dataset}: taken for {'pictures cropped to the face' if cropped else 'photographs'}, since a face was "
             f"found in {found:,} of {found + filling + none:,} images, and fills {filling:,} of the others; "
-            f"{'all of these are used whole' if whole else f'the {none:,} without any are rejected'}")
+            f"{f'these are used whole{unseen}' if whole else f'the {none:,} without any are rejected'}")
     return words, rejects
 
 

@@ -111,7 +111,9 @@ def _sources(source: SourceConfig, root: str, data: DataConfig, split_by: str) -
         found = recognition.find(files, data, split_by)
     else:
         found = [recognition.read(source.kind, files, data, split_by)]
-    return files, [_named(one, source.name) for one in found]
+    names = [f"{source.name}-{one.name or one.kind}" if source.name and len(found) > 1 else source.name
+             for one in found]
+    return files, [_named(one, name) for one, name in zip(found, names, strict=True)]
 
 
 def _named(found: Found, name: str) -> Found:

@@ -35,7 +35,8 @@ def write(prepared: str, name: str) -> str:
     pictures |= {"crops": pages.picture(data_figures.crops_figure, shown),
                  "bars": pages.picture(data_figures.bars_figure, summary["counts"]["after"]),
                  "sizes": figures.data_uri(figures.png(data_figures.sizes_figure(index))),
-                 "rejected": pages.picture(data_figures.examples_figure, _rejected_examples(rejected))}
+                 "rejected": pages.picture(data_figures.examples_figure,
+                                           _rejected_examples(rejected) | _unseen_examples(prepared, index))}
     digests = index.set_index("image")["digest"]
     same_pixels = sum(digests[row["example_a"]] == digests[row["example_b"]] for row in conflicts.to_dict("records"))
     page = pages.render_prepared(name, summary, index, leaks.head(20).to_dict("records"), same_pixels, pictures)
@@ -81,6 +82,13 @@ def _within(index: pd.DataFrame) -> pd.DataFrame:
     clusters = rows[rows.duplicated("cluster", keep=False)].groupby("cluster")
     pairs = [(g["image"].iloc[0], g["image"].iloc[1]) for _, g in clusters if g["split"].nunique() == 1]
     return pd.DataFrame(pairs, columns=["example_a", "example_b"])
+
+
+def _unseen_examples(prepared: str, index: pd.DataFrame) -> dict[str, list[np.ndarray]]:
+    """Some pictures that were used whole although no face is seen in them, uint8 [96, 96(, 3)]; none: an empty dict."""
+    crops = prepared_set.read_crops(prepared, index[index["search"] == "none"].head(EXAMPLES))
+    shown = [cv2.resize(crop, (96, 96), interpolation=cv2.INTER_AREA) for crop in crops.values()]
+    return {"used whole: no face is seen": shown} if shown else {}
 
 
 def _rejected_examples(rejected: pd.DataFrame) -> dict[str, list[np.ndarray]]:

@@ -30,6 +30,7 @@ def exif(*tags: tuple[int, int, int, bytes]) -> bytes:
 
 @pytest.mark.parametrize(("content", "reason"), [
     (b"", "empty"), (b"just text", "not an image"),
+    (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"), (b"../../blobs/ab", "copied as text"),
     (encode(Image.new("L", (200, 200)), "JPEG")[:300], "damaged|not an image"),
     (encode(Image.new("L", (1, 1))), "too small"), (encode(Image.new("1", (20000, 20000))), "too large")])
 def test_unusable_bytes_say_why(content, reason):
