@@ -19,6 +19,7 @@ CROP = 224
 FLIP_P = 0.5
 GRAY_P = 0.1
 PAPER_COLUMNS, COLUMNS = 5, 15  # numbers drawn for an image: for what the paper does, and for all
+ROWS_DRAWN_OVER = 100  # drawing so many takes as long as advancing the stream
 SMALLEST, LARGEST = 0.15, 0.45  # sides of the rectangle that is painted over, as parts of the image's side
 
 
@@ -57,11 +58,25 @@ def draws(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
     A row's numbers are a function of (seed, epoch, row id) alone: they stand at the row's position in two streams of
     the epoch. So neither the other rows of a batch nor the number of workers change them.
     """
-    number = int(rows.max(initial=-1)) + 1
     # (seed, epoch) without a third number is the stream of the images' order, and 2 that of the windows of rows
-    first, second = (np.random.default_rng((seed, epoch, stream)) for stream in (1, 3))
-    return np.hstack([first.random((number, PAPER_COLUMNS))[rows],
-                      second.random((number, COLUMNS - PAPER_COLUMNS))[rows]])
+    return np.hstack([_of_stream((seed, epoch, 1), rows, PAPER_COLUMNS),
+                      _of_stream((seed, epoch, 3), rows, COLUMNS - PAPER_COLUMNS)])
+
+
+def _of_stream(seed: tuple[int, int, int], rows: np.ndarray, columns: int) -> np.ndarray:
+    """The numbers, float64 [N, columns], at these rows of a stream that has `columns` of them a row.
+
+    The stream is advanced over the rows that are not asked for, if they are so many that drawing them takes longer.
+    """
+    stream = np.random.default_rng(seed)
+    wanted, place = np.unique(rows, return_inverse=True)
+    drawn, position = [np.zeros((0, columns))], 0
+    for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > ROWS_DRAWN_OVER) + 1):
+        if len(run):
+            stream.bit_generator.advance((int(run[0]) - position) * columns)  # ty: ignore[unresolved-attribute]
+            position = int(run[-1]) + 1
+            drawn.append(stream.random((position - int(run[0]), columns))[run - run[0]])
+    return np.concatenate(drawn)[place]
 
 
 def affine(drawn: np.ndarray, side: int, augmentation: Augmentation) -> np.ndarray:
