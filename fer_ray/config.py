@@ -81,7 +81,8 @@ class TrainConfig:
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
     """Weight of a class in the loss: equal for all, or the inverse of (the square root of) its frequency."""
     sampling: Literal["natural", "balanced"] = "natural"
-    """Images of an epoch: each one once, or drawn so that all classes are equally frequent."""
+    """Images of an epoch: each one once, or drawn so that all classes are equally frequent.
+    The latter needs `class_weights` none: together they would make up for rare classes twice."""
     augmentation: Literal["paper", "strong"] = "paper"
     """How training images are changed at random: a crop, a flip, grey for one in ten and a rotation of up to 1 degree,
     as in the paper; or `strong`, with rotations of up to 12 degrees, another size, another light and hidden parts."""

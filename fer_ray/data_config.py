@@ -180,4 +180,4 @@ class SplitConfig:
     fold: AtLeast0 = 0
     """The fold, counted from 0, that is the test split; the next one is val."""
     seed: Seed = 0
-    """Seed of the split and of bootstrap intervals; the same seed gives the same split whatever the order of files."""
+    """Seed of the split; the same seed gives the same split whatever the order of files."""

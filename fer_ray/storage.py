@@ -59,6 +59,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def below(root: str, uri: str) -> str:
+    """The path of `uri`, which begins with `root`, without it: `join(root, below(root, uri))` is `uri`."""
+    return uri.removeprefix(root.rstrip("/") + "/")
+
+
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow filesystem of a URI and the path in it, for Ray and for Parquet."""
     if _is_s3(uri):

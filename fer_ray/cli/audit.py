@@ -80,8 +80,8 @@ def _retrain_without(config: Config, prepared: str, suspects: set[str], before: 
         views[label] = clean, prepare.resplit(prepared, run.split, suspects)
     studies.train_and_score(config, views, {})
     after = protocols.pooled([job.run_uri(run) for run, _ in views.values()])
-    return {key: {"all": protocols.scores_of(table, 0)["balanced_accuracy"],
-                  "clean": protocols.scores_of(table[~table["image"].isin(suspects)], 0)["balanced_accuracy"]}
+    return {key: {"all": protocols.scores_of(table)["balanced_accuracy"],
+                  "clean": protocols.scores_of(table[~table["image"].isin(suspects)])["balanced_accuracy"]}
             for key, table in (("original", before), ("without", after))}
 
 

@@ -62,9 +62,9 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     calibrated = calibration.calibrate(everything[~is_test], batches.labels_of(val), column_of(val, "subject"),
                                        probabilities, labels)
     result = _describe(config, prepared, summary, checkpoint, description, history) | {
-        "metrics": metrics.evaluate(probabilities, labels, subjects, config.split.seed),
+        "metrics": metrics.evaluate(probabilities, labels, subjects),
         "calibration": calibrated,
-        "groups": {name: metrics.by_group(probabilities, labels, subjects, column_of(test, name), config.split.seed)
+        "groups": {name: metrics.by_group(probabilities, labels, subjects, column_of(test, name))
                    for name in config.evaluate.groups},
         "floor": floor(config, prepared, index, description["backbone"]) if config.evaluate.floor else None,
     }
@@ -190,8 +190,7 @@ def _score_whole(config: Config, checkpoint: str, prepared: str, trained: pd.Dat
         return scored, {}
     probabilities = harmonise(inference.predict(uri, rows, config.evaluate.batch_size, checkpoint=checkpoint,
                                                 device=config.evaluate.device), classes)
-    scored["metrics"] = metrics.evaluate(probabilities, batches.labels_of(rows), column_of(rows, "subject"),
-                                         config.split.seed)
+    scored["metrics"] = metrics.evaluate(probabilities, batches.labels_of(rows), column_of(rows, "subject"))
     results.write_predictions(run, f"predictions-{name}.csv", rows, probabilities)
     return scored, _explain(config, uri, checkpoint, rows, probabilities)
 

@@ -63,9 +63,9 @@ def _honest_folds(index: pd.DataFrame, config: Config) -> int:
     """
     subjects = index["subject"].astype(object).where(index["subject"].notna(), None)
     tested = subjects[splits.assign(index, by="subject", seed=config.split.seed) == "test"]
-    if metrics.no_interval(metrics.num_people(tested.tolist())) is None:
+    if metrics.num_people(tested.tolist()) >= metrics.MIN_PEOPLE:
         return 0
-    if metrics.no_interval(metrics.num_people(subjects.tolist())) is not None:
+    if metrics.num_people(subjects.tolist()) < metrics.MIN_PEOPLE:
         return 0
     return max(MIN_FOLDS, config.protocol.repeats)
 
@@ -119,19 +119,18 @@ def probabilities_of(predictions: pd.DataFrame) -> np.ndarray:
     return predictions[results.PROBABILITIES].to_numpy()
 
 
-def scores_of(predictions: pd.DataFrame, seed: int) -> dict:
+def scores_of(predictions: pd.DataFrame) -> dict:
     """`metrics.evaluate` of a table of predictions."""
     subjects = predictions["subject"].astype(object).where(predictions["subject"].notna(), None).tolist()
-    return metrics.evaluate(probabilities_of(predictions), batches.labels_of(predictions), subjects, seed)
+    return metrics.evaluate(probabilities_of(predictions), batches.labels_of(predictions), subjects)
 
 
-def compare_sides(by_image: pd.DataFrame, by_subject: pd.DataFrame, seed: int) -> dict:
+def compare_sides(by_image: pd.DataFrame, by_subject: pd.DataFrame) -> dict:
     """What the leak is worth: the difference between both sides' balanced accuracy over the classes that both test.
 
     Args:
         by_image: test predictions on the paper's split.
         by_subject: test predictions on the split, or all folds, by subject.
-        seed: of the intervals.
 
     Returns: `classes` (tested by both), `sides` (a dict each: the scores over those classes, and how many classes,
         images and people there are), `points` (the difference in percentage points; None if it is withheld) and
@@ -142,7 +141,7 @@ def compare_sides(by_image: pd.DataFrame, by_subject: pd.DataFrame, seed: int) -
     sides, scores = [], []
     for label, side in ((BY_IMAGE, by_image), ("by subject", by_subject)):
         common = side[side["expression"].isin(classes)]
-        scores.append(scores_of(common, seed) if classes else {})
+        scores.append(scores_of(common) if classes else {})
         sides.append({"label": label, "runs": side["run"].nunique(), "all_classes": side["expression"].nunique(),
                       "images": len(common), "people": scores[-1].get("test_people", 0),
                       **{key: scores[-1].get(key) for key in ("balanced_accuracy", "balanced_accuracy_ci95",
@@ -201,7 +200,7 @@ def summarise(config: Config, runs: dict[str, Config], reports: dict[str, dict])
               for score in SCORES}
     kind, together, floor, compared = config.protocol.kind, None, None, None
     if kind == "folds":
-        together = scores_of(pooled([job.run_uri(run) for run in runs.values()]), config.split.seed)
+        together = scores_of(pooled([job.run_uri(run) for run in runs.values()]))
         floor = _pooled_floor([report["floor"] for report in reports.values()])
     if kind == "paper_vs_honest":
         compared = _compare_runs(config, runs, rows)
@@ -245,7 +244,7 @@ def _compare_runs(config: Config, runs: dict[str, Config], rows: list[dict]) -> 
     """`compare_sides` of these runs; withheld also if the split by subject does not keep people apart."""
     honest = [label for label in runs if label != BY_IMAGE]
     compared = compare_sides(pooled([job.run_uri(runs[BY_IMAGE])]),
-                             pooled([job.run_uri(runs[label]) for label in honest]), config.split.seed)
+                             pooled([job.run_uri(runs[label]) for label in honest]))
     if any(any(row["leaks"].values()) or row["remarks"] for row in rows if row["label"] in honest):
         compared |= {"points": None,
                      "withheld": "the split by subject does not keep all people apart either (see what leaks, below)"}

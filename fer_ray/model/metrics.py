@@ -9,14 +9,15 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 
 from fer_ray.data.manifest import EXPRESSIONS
 
 NUM_CLASSES = len(EXPRESSIONS)
 CLASSES = np.arange(NUM_CLASSES)
-NUM_RESAMPLES = 1000  # test sets that the bootstrap draws
 NUM_BINS = 15  # of the reliability diagram
-MIN_PEOPLE = 10  # fewer do not show how much people differ: no interval is given
+MIN_PEOPLE_FOR_INTERVAL = 5  # of fewer the 95 % intervals would span nearly everything
+MIN_PEOPLE = 10  # fewer are too few to compare groups or splits by, or to fit a temperature on
 MIN_IMAGES = 30  # a group or test set with fewer images is marked as too small to quote
 
 
@@ -28,16 +29,9 @@ def balanced_accuracy(confusion: np.ndarray) -> float:
 
     Returns: 0..1, or nan if there is no image at all.
     """
-    return float(balanced_accuracies(np.asarray(confusion)[None])[0])
-
-
-def balanced_accuracies(confusions: np.ndarray) -> np.ndarray:
-    """`balanced_accuracy` of many confusion matrices, [N, 8, 8] -> float [N]."""
-    images = confusions.sum(2)
-    correct = np.diagonal(confusions, axis1=1, axis2=2)
-    recall = np.where(images > 0, correct / np.maximum(images, 1), 0.0)
-    present = (images > 0).sum(1)
-    return np.where(present > 0, recall.sum(1) / np.maximum(present, 1), np.nan)
+    images = np.asarray(confusion).sum(1)
+    recall = np.diagonal(confusion) / np.maximum(images, 1)
+    return float(recall[images > 0].mean()) if images.any() else float("nan")
 
 
 def chance(confusion: np.ndarray) -> float:
@@ -52,15 +46,14 @@ def chance(confusion: np.ndarray) -> float:
     return 1 / present if present else float("nan")
 
 
-def evaluate(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str | None], seed: int = 0) -> dict:
+def evaluate(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str | None]) -> dict:
     """All scores of a test set.
 
     Args:
         probabilities: float [N, 8], rows sum to 1.
         labels: int [N].
-        subjects: N names of people. The bootstrap draws whole people, since images of one person are not independent.
-            An image of an unknown person (None) counts as a person of its own.
-        seed: of the bootstrap.
+        subjects: N names of people, since images of one person are not independent. An image of an unknown person
+            (None) counts as a person of its own.
 
     Returns: a dict ready for JSON. What cannot be computed (recall of a class without images, an interval from few
         people) is None, never 0; `no_interval` beside an interval that is None says why.
@@ -72,18 +65,15 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str |
     predicted = probabilities.argmax(1)
     confusion = confusion_matrix(labels, predicted, labels=CLASSES)
     present = np.unique(labels)
-    resampled = resampled_confusions(labels, predicted, subjects, seed)
+    correct, images = counts_by_person(labels, predicted, subjects)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class without images is expected
         precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=CLASSES,
                                                                          zero_division=0)
-    with np.errstate(invalid="ignore"):
-        recalls = np.diagonal(resampled, axis1=1, axis2=2) / resampled.sum(2)
-    people = num_people(subjects)
-    people_of = [num_people([s for s, label in zip(subjects, labels, strict=True) if label == i]) for i in CLASSES]
+    people, people_of = len(images), np.count_nonzero(images, axis=0).tolist()
     return {
         "balanced_accuracy": balanced_accuracy(confusion),
-        "balanced_accuracy_ci95": None if no_interval(people) else interval(balanced_accuracies(resampled)),
+        "balanced_accuracy_ci95": _interval_of(correct, images),
         "no_interval": no_interval(people),
         "chance": chance(confusion),
         "accuracy": float(accuracy_score(labels, predicted)),
@@ -94,7 +84,7 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str |
                              "recall": _if_present(recall[i], support[i]),
                              "f1": _if_present(f1[i], support[i]), "support": int(support[i]),
                              "people": people_of[i],
-                             "recall_ci95": _recall_interval(recalls[:, i], people_of[i]),
+                             "recall_ci95": _interval_of(*(n[images[:, i] > 0, i : i + 1] for n in (correct, images))),
                              "no_interval": no_interval(people_of[i])}
                       for i, name in enumerate(EXPRESSIONS)},
         "confusion": confusion.tolist(),
@@ -111,32 +101,62 @@ def num_people(subjects: list[str | None]) -> int:
 
 def no_interval(people: int) -> str | None:
     """Why images of so few people get no interval, in words that end a sentence; None if they get one."""
-    if people >= MIN_PEOPLE:
+    if people >= MIN_PEOPLE_FOR_INTERVAL:
         return None
-    return (f"no 95 % interval: the images show {count_people(people)}, and fewer than {MIN_PEOPLE} do not tell "
-            "how much people differ")
+    return (f"no 95 % interval: the images show {count_people(people)}, and fewer than {MIN_PEOPLE_FOR_INTERVAL} do "
+            "not tell how much people differ")
 
 
-def resampled_confusions(labels: np.ndarray, predicted: np.ndarray, subjects: list[str | None],
-                         seed: int) -> np.ndarray:
-    """Confusion matrices, float [NUM_RESAMPLES, 8, 8], of test sets made of people drawn with replacement.
+def counts_by_person(labels: np.ndarray, predicted: np.ndarray, subjects: list[str | None]
+                     ) -> tuple[np.ndarray, np.ndarray]:
+    """How many images of each class were recognised, and how many there are, of each person; int64 [people, 8] both.
 
     Args: as of `evaluate`; predicted: int [N].
     """
-    # the prefixes keep an unknown person apart from a known one whose name is a number
-    names = [f"known {s}" if s is not None else f"unknown {i}" for i, s in enumerate(subjects)]
-    people, person_of = np.unique(names, return_inverse=True)
-    confusion_of = np.zeros((len(people), NUM_CLASSES**2))
-    np.add.at(confusion_of, (person_of, labels * NUM_CLASSES + predicted), 1)
-    draws = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)),
-                                                    size=NUM_RESAMPLES)
-    return (draws @ confusion_of).reshape(-1, NUM_CLASSES, NUM_CLASSES)
+    person = pd.factorize(np.array(subjects, object))[0]
+    unknown = person < 0
+    person[unknown] = person.max(initial=-1) + 1 + np.arange(unknown.sum())
+    cell = person * NUM_CLASSES + labels
+    shape = person.max(initial=-1) + 1, NUM_CLASSES
+    correct, images = (np.bincount(c, minlength=shape[0] * shape[1]) for c in (cell[predicted == labels], cell))
+    return correct.reshape(shape), images.reshape(shape)
 
 
-def interval(values: np.ndarray) -> list[float]:
-    """The percentiles 2.5 and 97.5 of resampled scores [NUM_RESAMPLES], without those that are nan."""
-    low, high = np.percentile(values[np.isfinite(values)], [2.5, 97.5])
-    return [float(low), float(high)]
+def interval(correct: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """95 % intervals of balanced accuracies over people, float [..., 2].
+
+    Wilson's score interval (1927) of as many independent images as would vary as much as the people do, with Student's
+    quantile for so many people. How much they vary is seen by leaving out each in turn (the jackknife), which tells
+    nothing of a class that one person alone shows: of that, the spread of a single image is taken. docs/evaluation.md
+    has how often the intervals cover the truth.
+
+    Args:
+        correct: number of recognised images, int [..., people, classes].
+        images: number of images, of the same shape; each person has at least one. Classes without any do not count.
+    """
+    from scipy.special import stdtrit
+
+    people = images.shape[-2]
+    of_class = images.sum(-2, keepdims=True)
+    recall = correct.sum(-2, keepdims=True) / np.maximum(of_class, 1)
+    classes = (of_class > 0).sum(-1, keepdims=True)
+    score = recall.sum((-2, -1)) / classes[..., 0, 0]
+    others = of_class - images
+    change = ((correct - recall * images) / np.maximum(others, 1) / classes).sum(-1)
+    alone = ((images > 0) & (others == 0)).sum((-2, -1)) / classes[..., 0, 0] ** 2
+    of_image = score * (1 - score)
+    variance = (people - 1) / people * ((change**2).sum(-1) + alone * of_image)
+    # where all people are read equally well or badly, each counts as one image
+    equivalent = np.where(variance > 0, of_image / np.where(variance > 0, variance, 1), people)
+    weight = stdtrit(people - 1, 0.975) ** 2 / equivalent
+    middle = (score + weight / 2) / (1 + weight)
+    half = np.sqrt(weight * (of_image + weight / 4)) / (1 + weight)
+    return np.stack([middle - half, middle + half], -1)
+
+
+def _interval_of(correct: np.ndarray, images: np.ndarray) -> list[float] | None:
+    """`interval` of one test set; None if it shows too few people."""
+    return None if no_interval(len(images)) else interval(correct, images).tolist()
 
 
 def cautions(scores: dict) -> list[str]:
@@ -154,19 +174,18 @@ def cautions(scores: dict) -> list[str]:
     return found
 
 
-def by_group(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str | None], values: list[str | None],
-             seed: int = 0) -> list[dict]:
+def by_group(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str | None], values: list[str | None]
+             ) -> list[dict]:
     """Scores of the images of each value, lowest balanced accuracy first.
 
     Args: as of `evaluate`; values: the group of each image, None is shown as "unknown".
 
     Returns: a dict a group, of which `small` marks those with too few images or people to conclude from.
     """
-    groups = np.array(["unknown" if v is None else str(v) for v in values])
+    groups = pd.Series(["unknown" if v is None else str(v) for v in values])
     rows = []
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
-        scores = evaluate(probabilities[members], labels[members], [subjects[i] for i in members], seed)
+    for group, members in groups.groupby(groups).indices.items():
+        scores = evaluate(probabilities[members], labels[members], [subjects[i] for i in members])
         rows.append({"value": str(group), "images": len(members), "people": scores["test_people"],
                      "small": bool(len(members) < MIN_IMAGES or scores["test_people"] < MIN_PEOPLE),
                      **{key: scores[key] for key in ("balanced_accuracy", "balanced_accuracy_ci95", "no_interval",
@@ -216,23 +235,6 @@ def interval_cell(ends: list[float] | None, people: int) -> str:
     if ends is None:
         return f"none: {count_people(people)}"
     return "{:.2f} to {:.2f}".format(*ends)
-
-
-def _recall_interval(recalls: np.ndarray, people: int) -> list[float] | None:
-    """95 % interval of a class's recall from its resampled values [NUM_RESAMPLES].
-
-    Where all or none of the images are recognised, drawing people again always gives the same recall. The interval is
-    then the exact one of as many successes as people (Clopper, Pearson 1934).
-    """
-    if no_interval(people):
-        return None
-    low, high = interval(recalls)
-    if low < high:
-        return [low, high]
-    from scipy.stats import binomtest
-
-    exact = binomtest(round(low * people), people).proportion_ci()
-    return [float(exact.low), float(exact.high)]
 
 
 def count_people(people: int) -> str:

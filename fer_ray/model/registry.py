@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -28,7 +29,8 @@ def listing(root: str) -> list[dict]:
     best = _best_names(root)
     started = [name for name in storage.list_dirs(storage.join(root, "runs")) if name not in best]
     with ThreadPoolExecutor(CONNECTIONS) as pool:  # each entry waits for several answers of a distant server
-        entries = [*pool.map(lambda name: _entry(name, _best_file(root, name), _describe_best), best),
+        entries = [*pool.map(lambda name: _entry(name, _best_file(root, name), functools.partial(_describe_best, root)),
+                             best),
                    *pool.map(lambda name: _entry(name, _run_file(root, name), _describe_run), started)]
     return sorted((entry for entry in entries if entry), key=lambda entry: entry["date"], reverse=True)
 
@@ -48,7 +50,7 @@ def find(root: str, name: str = "") -> str:
     if name not in names and (name or len(names) > 1):
         problem = f"no {name!r} among" if name else "choose one by --name:"
         raise checkpoints.CheckpointError(f"{root}: {problem} {', '.join(names)}")
-    return _read_best(_best_file(root, name or names[0]))["checkpoint"]
+    return storage.join(root, _read_best(_best_file(root, name or names[0]))["checkpoint"])
 
 
 def fetch(checkpoint: str, folder: str, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -164,22 +166,24 @@ def _entry(name: str, file: str, describe: Callable[[str], dict]) -> dict | None
         return entry | {"problem": str(error)}
 
 
-def _describe_best(file: str) -> dict:
+def _describe_best(root: str, file: str) -> dict:
     best = _read_best(file)
-    description = checkpoints.describe(best["checkpoint"])
-    result, problem = storage.join(best["checkpoint"].rpartition("/")[0], "result.json"), ""
+    checkpoint = storage.join(root, best["checkpoint"])
+    description = checkpoints.describe(checkpoint)
+    result, problem = storage.join(checkpoint.rpartition("/")[0], "result.json"), ""
     test = None
     if storage.exists(result):
         try:
             scored = storage.read_own_json(result, {"balanced_accuracy": float, "checkpoint": str},
                                            "run jobs/evaluate.py of that name again")
-            test = scored["balanced_accuracy"] if scored["checkpoint"] == best["checkpoint"] else None
+            # the storage may have been moved since
+            test = scored["balanced_accuracy"] if scored["checkpoint"].endswith(f"/{best['checkpoint']}") else None
         except storage.DamagedError as error:
             problem = str(error)
     try:
         data = _data(description["config"])
     except (LookupError, TypeError):
-        raise checkpoints.CheckpointError(f"{best['checkpoint']}/model.json: config names no data sets; "
+        raise checkpoints.CheckpointError(f"{checkpoint}/model.json: config names no data sets; "
                                           f"{checkpoints.REMEDY}") from None
     return {"state": "best", "backbone": description["backbone"], "data": data, "validation": best["value"],
             "test": test, "problem": problem}

@@ -184,7 +184,7 @@ def _page(template: str, drawn: bool, **content) -> str:
     environment = Environment(loader=PackageLoader("fer_ray.report"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template(template).render(
         expressions=EXPRESSIONS, splits=figures.SPLITS, groups_shown=GROUPS_SHOWN, min_people=metrics.MIN_PEOPLE,
-        min_images=metrics.MIN_IMAGES, drawn=drawn, **content)
+        min_for_interval=metrics.MIN_PEOPLE_FOR_INTERVAL, min_images=metrics.MIN_IMAGES, drawn=drawn, **content)
 
 
 def _without_pixels(explained: dict) -> dict:

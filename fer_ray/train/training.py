@@ -101,12 +101,12 @@ def claim(file: str, values: dict, recorded: dict | None = None) -> None:
 
 
 def write_best(config: Config, run: str, name: str) -> None:
-    """Write `best/NAME.json`, which names the run's best checkpoint.
+    """Write `best/NAME.json`, which names the run's best checkpoint by its path in the storage: that may be moved.
 
     Raises: checkpoints.CheckpointError if there is none.
     """
     best = checkpoints.find_best(run)
     description = checkpoints.describe(best)
     storage.write_json(storage.join(config.storage, "best", f"{name}.json"),
-                       {"checkpoint": best, "metric": "val_balanced_accuracy", "sha256": description["sha256"],
-                        "value": description["metrics"]["val_balanced_accuracy"]})
+                       {"checkpoint": storage.below(config.storage, best), "metric": "val_balanced_accuracy",
+                        "sha256": description["sha256"], "value": description["metrics"]["val_balanced_accuracy"]})

@@ -183,4 +183,4 @@ def test_a_search_ends_with_its_best(ran):
     done = run(command("tune", *ran.options, "--tune.num_trials", "2", "--tune.max_epochs", "1"), ran.root, ran.shell)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip().splitlines()[-1] == f"result: {STORAGE}/tune/tiny/tune.json"
-    assert json.loads(read(ran.shell, f"{STORAGE}/best/tiny.json"))["checkpoint"].startswith(f"{STORAGE}/tune/tiny/")
+    assert json.loads(read(ran.shell, f"{STORAGE}/best/tiny.json"))["checkpoint"].startswith("tune/tiny/")

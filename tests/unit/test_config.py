@@ -68,6 +68,7 @@ def test_values_are_read_by_the_type_of_their_option(file):
     (["--config", "nowhere.yaml", "--train.lr"], ["nowhere.yaml", "--train.lr: a value is missing"]),
     (["--split.folds", "2", "--split.fold", "5"], ["split.folds", "at least 3", "split.fold: 5"]),
     (["--train.nesterov", "true", "--train.momentum", "0"], ["train.nesterov"]),
+    (["--train.class_weights", "balanced", "--train.sampling", "balanced"], ["train.class_weights", "train.sampling"]),
     (["--train.num_workers", "2", "--train.min_workers", "3", "--train.clip_norm", "-1"],
      ["train.min_workers", "train.clip_norm"]),
     (["--faces.detector", "yunet"], ["faces.model"]),

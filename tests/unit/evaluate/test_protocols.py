@@ -77,7 +77,7 @@ def test_the_leak_is_worth_the_difference_over_the_classes_that_both_test():
     """By image all eight classes are tested, by subject four: the other four must not count for either side."""
     by_image = side(12, EXPRESSIONS[:7])
     by_subject = side(12, EXPRESSIONS[:4], right=0.5)
-    found = protocols.compare_sides(by_image, by_subject, seed=0)
+    found = protocols.compare_sides(by_image, by_subject)
     assert found["classes"] == list(EXPRESSIONS[:4]) and found["withheld"] is None
     assert found["points"] == pytest.approx(50) and {s["chance"] for s in found["sides"]} == {0.25}
     assert [(s["images"], s["people"], s["all_classes"]) for s in found["sides"]] == [(48, 12, 7), (48, 12, 4)]
@@ -87,7 +87,7 @@ def test_the_leak_is_worth_the_difference_over_the_classes_that_both_test():
     (side(1, EXPRESSIONS[:4]), "tests one person"), (side(9, EXPRESSIONS[:4]), "fewer than 10"),
     (side(20, EXPRESSIONS[:1]), r"1 class\(es\) in common"), (side(20, EXPRESSIONS[7:]), r"0 class\(es\) in common")])
 def test_a_comparison_that_cannot_carry_it_gives_no_number(by_subject, words):
-    found = protocols.compare_sides(side(12, EXPRESSIONS[:7]), by_subject, seed=0)
+    found = protocols.compare_sides(side(12, EXPRESSIONS[:7]), by_subject)
     assert found["points"] is None
     assert re.search(words, found["withheld"])
 
@@ -102,7 +102,7 @@ def study(tmp_path, people_by_subject, leaks=None):
         table["subject"] += f" of {label}"  # each fold tests others
         folder = str(tmp_path / "runs" / run.name)
         results.write_predictions(folder, "predictions.csv", table, protocols.probabilities_of(table))
-        reports[label] = result_for(protocols.scores_of(table, 0), run.split.by, leaks if number else {"subject": 12})
+        reports[label] = result_for(protocols.scores_of(table), run.split.by, leaks if number else {"subject": 12})
         reports[label]["counts"]["after"] = {"d": {"train": {"fear": 80 if number == 0 else 60}}}
         storage.write_json(f"{folder}/report.json", reports[label])
     return protocols.summarise(base, runs, reports)

@@ -26,7 +26,7 @@ def root(tmp_path):
     checkpoints.save(str(folder), "resnet18", torch.nn.Linear(5000, 1000), {"progress": {}},
                      {"config": config, "metrics": {"val_balanced_accuracy": 0.5, "epoch": 2}, "at_end_of_epoch": True,
                       "progress": {"epoch": 3, "step": 0}})
-    storage.write_json(str(tmp_path / "store/best/one.json"), {"checkpoint": str(folder), "value": 0.5})
+    storage.write_json(str(tmp_path / "store/best/one.json"), {"checkpoint": "runs/one/checkpoint_a", "value": 0.5})
     storage.write_json(str(tmp_path / "store/runs/one/result.json"),
                        {"balanced_accuracy": 0.25, "checkpoint": str(folder)})
     storage.write_json(str(tmp_path / "store/runs/two/run.json"), {"values": {"train.backbone": "alexnet"}})
@@ -45,6 +45,13 @@ def test_the_list_has_bests_and_unfinished_runs(root):
                 "data": "folder:/d", "problem": ""},
         "two": {"name": "two", "state": "unfinished", "backbone": "alexnet", "validation": None, "test": None,
                 "data": "", "problem": ""}}
+
+
+def test_a_storage_can_be_moved(root):
+    listed, moved = entries(root), root + "-elsewhere"
+    Path(root).rename(moved)
+    assert entries(moved) == listed
+    assert registry.find(moved) == f"{moved}/runs/one/checkpoint_a" and checkpoints.describe(registry.find(moved))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"value": 0.5}', '{"checkpoint": 3, "value": 0.5}'])
