@@ -206,8 +206,8 @@ def _contradictions(config: Config) -> list[str]:
         (train.mlflow and not importlib.util.find_spec("mlflow"),
          "train.mlflow: needs the package mlflow: pip install -e '.[mlflow]'"),
         (train.sampling == "balanced" and train.class_weights != "none",
-         f"train.class_weights: {train.class_weights} with train.sampling balanced makes up for rare classes twice; use "
-         "one of them"),
+         f"train.class_weights: {train.class_weights} with train.sampling balanced makes up for rare classes twice; "
+         "use one of them"),
         (train.nesterov and train.momentum == 0, "train.nesterov: needs train.momentum greater than 0"),
         (0 < train.num_workers < train.min_workers,
          f"train.min_workers: {train.min_workers} must not exceed train.num_workers {train.num_workers}"),

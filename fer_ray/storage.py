@@ -60,7 +60,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def below(root: str, uri: str) -> str:
-    """The path of `uri`, which begins with `root`, without it: `join(root, below(root, uri))` is `uri`."""
+    """What `join` was given besides `root` to make `uri`."""
     return uri.removeprefix(root.rstrip("/") + "/")
 
 

@@ -73,7 +73,7 @@ def _of_stream(seed: tuple[int, int, int], rows: np.ndarray, columns: int) -> np
     drawn, position = [np.zeros((0, columns))], 0
     for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > ROWS_DRAWN_OVER) + 1):
         if len(run):
-            stream.bit_generator.advance((int(run[0]) - position) * columns)  # ty: ignore[unresolved-attribute]
+            stream.bit_generator.advance((int(run[0]) - position) * columns)  # ty: ignore[missing-attribute]
             position = int(run[-1]) + 1
             drawn.append(stream.random((position - int(run[0]), columns))[run - run[0]])
     return np.concatenate(drawn)[place]

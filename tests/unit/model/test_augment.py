@@ -63,5 +63,6 @@ def test_tensor_is_normalised_as_imagenet():
 @pytest.mark.parametrize("rows", [[], [0], [5, 5, 199_999, 0], range(300), [7 * n for n in range(200)], [150, 40_000]])
 def test_numbers_of_few_rows_are_those_drawn_for_all(rows):
     rows = np.array(rows, int)
-    streams = [np.random.default_rng((4, 9, number)).random((200_000, columns)) for number, columns in ((1, 5), (3, 10))]
-    assert (augment.draws(4, 9, rows) == np.hstack(streams)[rows]).all()
+    every = np.hstack([np.random.default_rng((4, 9, stream)).random((200_000, columns))
+                       for stream, columns in ((1, 5), (3, 10))])
+    assert (augment.draws(4, 9, rows) == every[rows]).all()

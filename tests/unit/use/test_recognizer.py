@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -168,9 +169,10 @@ def test_a_checkpoint_that_was_never_evaluated_says_so(tmp_path):
 
 
 def test_it_is_found_by_its_folder_or_by_storage_and_name(tmp_path, checkpoint):
+    stored = shutil.copytree(checkpoint, tmp_path / "runs/a/c")
     for name in ("a", "b"):
-        storage.write_json(str(tmp_path / f"best/{name}.json"), {"checkpoint": checkpoint, "value": 0.5})
-    assert recognizer.find_checkpoint(str(tmp_path), "a") == recognizer.find_checkpoint(checkpoint) == checkpoint
+        storage.write_json(str(tmp_path / f"best/{name}.json"), {"checkpoint": "runs/a/c", "value": 0.5})
+    assert recognizer.find_checkpoint(str(tmp_path), "a") == recognizer.find_checkpoint(str(stored)) == str(stored)
     with pytest.raises(checkpoints.CheckpointError, match="a, b"):
         Recognizer.load(tmp_path)
     (tmp_path / "best/b.json").unlink()
