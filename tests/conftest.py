@@ -24,21 +24,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("fer_ray", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("fer_ray")
 
-# These start Rays of their own, and two at once get into each other's way: they come before those that share one.
+# These start Rays of their own. Two at once get into each other's way, and a start takes as long as a test.
 OWN_RAY = ("test_connection", "test_ending", "test_s3")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
-    """Mark the tests of tests/cluster, and put them last: first those that start a Ray of their own.
+    """Mark the tests of tests/cluster, and put them last, in the order of the Rays that they need.
 
-    Where pytest-xdist runs several processes, one of them has all tests that start a Ray, in this order, while the
+    First come files whose commands start Rays of their own, then all that share one, then those that need several
+    nodes. Where pytest-xdist runs several processes, one of them has all that start a Ray, in this order, and the
     others have the rest.
     """
     def rank(item) -> int:
         if not item.get_closest_marker("cluster"):
             return 0
-        return 1 if item.path.stem in OWN_RAY else 2
+        return 1 if item.path.stem in OWN_RAY else 3 if item.get_closest_marker("nodes") else 2
 
     for item in items:
         if item.path.parent == Path(__file__).parent / "cluster":

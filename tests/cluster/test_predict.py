@@ -128,6 +128,7 @@ batch.predict(batch.Job(folder, [Picture(image, 1, 1, None) for image in images]
 """
 
 
+@pytest.mark.nodes
 def test_two_nodes_share_the_photographs_and_a_killed_job_goes_on(sample_of, checkpoint, tmp_path):
     images = sorted(str(path) for path in sample_of(tmp_path / "faces", people=2).rglob("*.png"))
     out, script = tmp_path / "out", [sys.executable, "-c", DRIVER, str(tmp_path / "out"), checkpoint, *images]

@@ -169,6 +169,7 @@ def test_planted_leaks_are_all_found(messy, faces_root, tmp_path):
         assert safe.empty
 
 
+@pytest.mark.nodes
 def test_a_killed_prepare_is_not_complete_and_goes_on_and_a_lost_node_changes_nothing(faces_root, tmp_path):
     big = tmp_path / "big"
     for name in ("happy", "sad"):

@@ -84,7 +84,7 @@ def kill_workers(count: int | None = None) -> int:
     return len(found[:count])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(prepared):
     """Weights that a single worker ends with, whom nothing disturbs."""
     with ray_on(2):
@@ -142,6 +142,7 @@ def test_two_workers_one_of_them_killed_end_as_one(prepared, whole):
     assert_equal(streamed, two)
 
 
+@pytest.mark.nodes
 def test_a_node_is_lost_and_training_goes_on_with_the_workers_that_are_left(prepared, whole, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")  # then it tries fewer; a minute by itself
     with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
