@@ -178,9 +178,9 @@ class EvaluateConfig:
     also: list[SourceConfig] = field(default_factory=list)
     """Further data sets to score whole, each with `kind`, `root` (relative paths are below `data.root`) and `name`:
     another data set, or the photographs of one new person (the paper's Fig. 16)."""
-    groups: list[str] = field(default_factory=lambda: ["dataset"])
-    """Columns for each of whose values there is a result of its own: dataset, subject, sequence, or one of
-    `data.table.group_columns`."""
+    groups: list[str] = field(default_factory=list)
+    """Further columns for each of whose values there is a result of its own: subject, sequence, or one of
+    `data.table.group_columns`. By data set, by colour and by whether a face was found there always is one."""
 
 
 @dataclass(frozen=True)

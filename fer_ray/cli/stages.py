@@ -106,7 +106,10 @@ def score(config: Config, prepared: str, also: dict[str, str]) -> str:
     augmented = list(augment.train_transform([montage[0]["crop"]] * len(drawn), drawn,
                                              augment.NAMED[config.train.augmentation]))
     target = pages.write(run, result, {"montage": montage, "augmented": augmented, "explained": explained})
-    print(f"{config.name}\n{metrics.per_class_table(result['metrics'])}\nreport: {run}/report.html", flush=True)
+    lines = [config.name, metrics.per_class_table(result["metrics"]), *metrics.group_lines(result["groups"])]
+    for other in result["also"]:
+        lines += wording.scored_elsewhere(other)
+    print("\n".join([*lines, *wording.warnings(result["shortcuts"]), f"report: {run}/report.html"]), flush=True)
     return target
 
 

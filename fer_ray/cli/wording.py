@@ -10,6 +10,7 @@ import pandas as pd
 from fer_ray.data.manifest import printable
 
 MOST_NOTES = 10
+MOST_NAMES = 10
 MOST_REASONS = 3  # a line for each of thousands of damaged files says no more than the first ones
 SPLITS = {"subject": ", split by person", "sequence": ", split by video sequence", "image": ", split by image",
           "official": ", split as the data set itself is", "test": ", none for training"}
@@ -46,6 +47,29 @@ def prepared(summary: dict) -> list[str]:
 def warnings(shortcuts: Mapping) -> list[str]:
     """The warning of a shortcut audit, if there is one. `shortcuts`: of `data.shortcuts.audit`."""
     return [f"warning: {printable(shortcuts['warning'])}"] if shortcuts["warning"] else []
+
+
+def scored_elsewhere(other: Mapping) -> list[str]:
+    """The scores of a further data set, and what of it was left out, in lines. `other`: of `evaluation.evaluate`."""
+    scores = other["metrics"]
+    lines = [f"on {other['name']}: no image is left to score"]
+    if scores:
+        lines = [f"on {other['name']}: balanced accuracy {scores['balanced_accuracy']:.3f} (chance "
+                 f"{scores['chance']:.3f}), accuracy {scores['accuracy']:.3f}, "
+                 f"{count(scores['test_images'], 'image')}"]
+    lines += [f"    {count(number, 'image')} left out: {why}" for why, number in other["left_out"].items() if number]
+    if other["people_seen"]:
+        lines.append(f"    seen in training: {some(other['people_seen'])}")
+    if other["codes_shared"]:
+        lines.append(f"    {count(len(other['codes_shared']), 'person', 'people')} with codes that people of training "
+                     f"have too count as others: {some(other['codes_shared'])}")
+    return lines
+
+
+def some(names: list[str]) -> str:
+    """The first names, and how many others there are."""
+    shown = ", ".join(map(printable, names[:MOST_NAMES]))
+    return f"{shown} and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else shown
 
 
 def leaks(number_of: Mapping[str, int]) -> str:

@@ -14,9 +14,9 @@ import pandas as pd
 
 from fer_ray import progress, storage
 from fer_ray.config import Config, to_dict
-from fer_ray.data import duplicates, prepared_set
+from fer_ray.data import prepared_set
 from fer_ray.data.manifest import EXPRESSIONS, DataError, is_drawn
-from fer_ray.evaluate import calibration, inference, results
+from fer_ray.evaluate import acquainted, calibration, inference, results
 from fer_ray.model import checkpoints, metrics
 from fer_ray.train import batches, job, tracking
 
@@ -64,8 +64,7 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
     result = _describe(config, prepared, summary, checkpoint, description, history) | {
         "metrics": metrics.evaluate(probabilities, labels, subjects),
         "calibration": calibrated,
-        "groups": {name: metrics.by_group(probabilities, labels, subjects, column_of(test, name))
-                   for name in config.evaluate.groups},
+        "groups": _by_groups(config, test, probabilities),
         "floor": floor(config, prepared, index, description["backbone"]) if config.evaluate.floor else None,
     }
     _store_temperature(checkpoint, calibrated)
@@ -77,6 +76,15 @@ def evaluate(config: Config, prepared: str, also: dict[str, str]) -> tuple[dict,
         scored, pictures[name] = _score_whole(config, checkpoint, prepared, trained, name, uri, run)
         result["also"].append(scored)
     return result, pictures
+
+
+def _by_groups(config: Config, rows: pd.DataFrame, probabilities: np.ndarray) -> dict[str, list[dict]]:
+    """`metrics.by_group` by `results.CONDITIONS` and by the columns that the user asks for."""
+    conditions = results.conditions(rows)
+    values = {name: conditions[name].tolist() for name in results.CONDITIONS} | {
+        name: column_of(rows, name) for name in config.evaluate.groups}
+    return {name: metrics.by_group(probabilities, batches.labels_of(rows), column_of(rows, "subject"), of_name)
+            for name, of_name in values.items()}
 
 
 def _store_temperature(checkpoint: str, calibrated: dict) -> None:
@@ -158,39 +166,26 @@ def harmonise(probabilities: np.ndarray, classes: list[str]) -> np.ndarray:
     return kept / np.maximum(kept.sum(1, keepdims=True), 1e-12)
 
 
-def copies_of(prepared: str, trained: pd.DataFrame, other: str, rows: pd.DataFrame) -> np.ndarray:
-    """Which rows of another prepared set are near-duplicates of training pictures.
-
-    Args:
-        prepared: URI of the prepared set that was trained on.
-        trained: the rows of its index that were trained on.
-        other: URI of the other prepared set.
-        rows: N rows of its index.
-
-    Returns: bool [N].
-    """
-    looks = [index[["part", "part_row"]].merge(prepared_set.read_metadata(uri, index["part"].unique()), how="left")
-             for uri, index in ((prepared, trained), (other, rows))]
-    cluster = duplicates.clusters(pd.concat(looks, ignore_index=True))
-    return np.isin(cluster[len(trained) :], cluster[: len(trained)])
-
-
 def _score_whole(config: Config, checkpoint: str, prepared: str, trained: pd.DataFrame, name: str, uri: str,
                  run: str) -> tuple[dict, dict]:
     """Scores and pictures of all images of a prepared set of which nothing was trained on."""
     rows = prepared_set.read_index(uri).sort_values("row").reset_index(drop=True)
     classes = [e for e in EXPRESSIONS if e in set(trained["expression"]) & set(rows["expression"])]
-    other, copied = ~rows["expression"].isin(classes).to_numpy(), copies_of(prepared, trained, uri, rows)
+    other, seen = ~rows["expression"].isin(classes).to_numpy(), acquainted.find(prepared, trained, uri, rows)
+    copied, known = seen.copied & ~other, seen.known & ~seen.copied & ~other
     left_out = {"of classes that training did not have": int(other.sum()),
-                "copies of training pictures": int((copied & ~other).sum())}
-    rows = rows[~(other | copied)].reset_index(drop=True)
+                "copies of training pictures": int(copied.sum()),
+                "of people whom training has seen": int(known.sum())}
+    rows = rows[~(other | copied | known)].reset_index(drop=True)
     scored = {"name": name, "prepared": uri, "drawn": is_drawn(rows["dataset"]), "classes": classes,
-              "left_out": left_out, "metrics": None}
+              "left_out": left_out, "people_seen": seen.people, "codes_shared": seen.codes, "metrics": None,
+              "groups": {}}
     if not len(rows):
         return scored, {}
     probabilities = harmonise(inference.predict(uri, rows, config.evaluate.batch_size, checkpoint=checkpoint,
                                                 device=config.evaluate.device), classes)
     scored["metrics"] = metrics.evaluate(probabilities, batches.labels_of(rows), column_of(rows, "subject"))
+    scored["groups"] = _by_groups(config, rows, probabilities)
     results.write_predictions(run, f"predictions-{name}.csv", rows, probabilities)
     return scored, _explain(config, uri, checkpoint, rows, probabilities)
 

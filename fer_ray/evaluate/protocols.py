@@ -121,8 +121,18 @@ def probabilities_of(predictions: pd.DataFrame) -> np.ndarray:
 
 def scores_of(predictions: pd.DataFrame) -> dict:
     """`metrics.evaluate` of a table of predictions."""
-    subjects = predictions["subject"].astype(object).where(predictions["subject"].notna(), None).tolist()
-    return metrics.evaluate(probabilities_of(predictions), batches.labels_of(predictions), subjects)
+    return metrics.evaluate(probabilities_of(predictions), batches.labels_of(predictions), _subjects(predictions))
+
+
+def groups_of(predictions: pd.DataFrame) -> dict[str, list[dict]]:
+    """`metrics.by_group` of a table of predictions by each of `results.CONDITIONS`."""
+    return {name: metrics.by_group(probabilities_of(predictions), batches.labels_of(predictions),
+                                   _subjects(predictions), predictions[name].tolist())
+            for name in results.CONDITIONS}
+
+
+def _subjects(predictions: pd.DataFrame) -> list[str | None]:
+    return predictions["subject"].astype(object).where(predictions["subject"].notna(), None).tolist()
 
 
 def compare_sides(by_image: pd.DataFrame, by_subject: pd.DataFrame) -> dict:
@@ -170,6 +180,7 @@ def table(summary: dict) -> str:
         lines.append(f"balanced accuracy {spread['mean']:.3f} ± {spread['sd']:.3f} (mean ± sd of the runs)")
     if summary["pooled"]:
         lines.append("all folds together:\n" + metrics.per_class_table(summary["pooled"]))
+        lines += metrics.group_lines(summary["groups"])
     if compared := summary["comparison"]:
         for side in compared["sides"]:
             if side["balanced_accuracy"] is not None:
@@ -198,14 +209,17 @@ def summarise(config: Config, runs: dict[str, Config], reports: dict[str, dict])
     spread = {score: {"mean": float(np.mean([row[score] for row in rows])),
                       "sd": float(np.std([row[score] for row in rows], ddof=1)) if len(rows) > 1 else None}
               for score in SCORES}
-    kind, together, floor, compared = config.protocol.kind, None, None, None
+    kind, together, groups, floor, compared = config.protocol.kind, None, {}, None, None
     if kind == "folds":
-        together = scores_of(pooled([job.run_uri(run) for run in runs.values()]))
+        predictions = pooled([job.run_uri(run) for run in runs.values()])
+        together = scores_of(predictions)
+        groups = groups_of(predictions)
         floor = _pooled_floor([report["floor"] for report in reports.values()])
     if kind == "paper_vs_honest":
         compared = _compare_runs(config, runs, rows)
     first = next(iter(reports.values()))
-    return {"name": config.name, "kind": kind, "runs": rows, "spread": spread, "pooled": together, "floor": floor,
+    return {"name": config.name, "kind": kind, "runs": rows, "spread": spread, "pooled": together, "groups": groups,
+            "floor": floor,
             "comparison": compared,
             **{key: first[key] for key in ("created", "command", "config", "versions", "train", "counts")}}
 

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from fer_ray import storage
+from fer_ray.data import shortcuts
 from fer_ray.data.manifest import EXPRESSIONS, PROBABILITIES
 
+CONDITIONS = ("dataset", "colour", "face")  # by which every report has scores: a network may have learned them
 REMEDY = "the same command that made it (jobs/evaluate.py, or the study that the run belongs to) makes it again"
 
 
@@ -28,8 +30,13 @@ def read_report(run: str) -> dict:
     return storage.read_own_json(storage.join(run, "report.json"), expected, REMEDY)
 
 
+def conditions(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows of an index, `CONDITIONS`: the data set, "coloured" or "grey", and whether a face was found."""
+    return rows[["dataset"]].assign(colour=shortcuts.colour_or_grey(rows["chroma"]), face=shortcuts.face_found(rows))
+
+
 def write_predictions(run: str, name: str, rows: pd.DataFrame, probabilities: np.ndarray) -> None:
-    """Write the CSV file `name` into a run's folder: image, dataset, subject, expression and `PROBABILITIES`.
+    """Write the CSV file `name` into a run's folder: image, subject, expression, `CONDITIONS` and `PROBABILITIES`.
 
     Args:
         run: URI of the run's folder.
@@ -37,7 +44,7 @@ def write_predictions(run: str, name: str, rows: pd.DataFrame, probabilities: np
         rows: N rows of the index of a prepared set.
         probabilities: float [N, 8].
     """
-    table = rows[["image", "dataset", "subject", "expression"]].assign(
+    table = rows[["image", "subject", "expression"]].join(conditions(rows)).assign(
         **{column: probabilities[:, i] for i, column in enumerate(PROBABILITIES)})
     storage.write_bytes(storage.join(run, name), table.to_csv(index=False).encode())
 
@@ -56,7 +63,7 @@ def read_predictions(run: str) -> pd.DataFrame:
         raise storage.DamagedError(f"{file}: is missing; {REMEDY}") from None
     except ValueError:  # of pandas: a parser's error, no columns at all, or no UTF-8
         raise storage.DamagedError(f"{file}: is damaged (no CSV table); {REMEDY}") from None
-    expected = ["image", "dataset", "subject", "expression", *PROBABILITIES]
+    expected = ["image", "subject", "expression", *CONDITIONS, *PROBABILITIES]
     images = read_report(run)["metrics"]["test_images"]
     whole = (list(table.columns) == expected and len(table) == images and table["expression"].isin(EXPRESSIONS).all()
              and all(kind == np.float64 for kind in table[PROBABILITIES].dtypes))

@@ -6,6 +6,7 @@ Rows of a confusion matrix are the true classes, columns the predicted ones, bot
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import numpy as np
@@ -18,6 +19,7 @@ CLASSES = np.arange(NUM_CLASSES)
 NUM_BINS = 15  # of the reliability diagram
 MIN_PEOPLE_FOR_INTERVAL = 5  # of fewer the 95 % intervals would span nearly everything
 MIN_PEOPLE = 10  # fewer are too few to compare groups or splits by, or to fit a temperature on
+GROUPS_TOLD = 4  # on a terminal, of one column
 MIN_IMAGES = 30  # a group or test set with fewer images is marked as too small to quote
 
 
@@ -180,13 +182,21 @@ def by_group(probabilities: np.ndarray, labels: np.ndarray, subjects: list[str |
 
     Args: as of `evaluate`; values: the group of each image, None is shown as "unknown".
 
-    Returns: a dict a group, of which `small` marks those with too few images or people to conclude from.
+    Returns: a dict a group, of which `small` marks those with too few images or people to conclude from. Groups with
+        other classes compare badly, so `common_accuracy` is that over the `common_classes`, which all groups have
+        (None if there is none).
     """
     groups = pd.Series(["unknown" if v is None else str(v) for v in values])
+    members_of = groups.groupby(groups).indices
+    common = functools.reduce(np.intersect1d, [labels[members] for members in members_of.values()])
     rows = []
-    for group, members in groups.groupby(groups).indices.items():
+    for group, members in members_of.items():
+        shared = members[np.isin(labels[members], common)]
         scores = evaluate(probabilities[members], labels[members], [subjects[i] for i in members])
         rows.append({"value": str(group), "images": len(members), "people": scores["test_people"],
+                     "common_classes": len(common),
+                     "common_accuracy": _if_present(np.mean(probabilities[shared].argmax(1) == labels[shared])
+                                                    if len(shared) else 0.0, len(shared)),
                      "small": bool(len(members) < MIN_IMAGES or scores["test_people"] < MIN_PEOPLE),
                      **{key: scores[key] for key in ("balanced_accuracy", "balanced_accuracy_ci95", "no_interval",
                                                      "chance", "accuracy", "log_loss")}})
@@ -228,6 +238,21 @@ def per_class_table(scores: dict) -> str:
     else:
         lines.append(scores["no_interval"])
     return "\n".join(lines)
+
+
+def group_lines(groups: dict[str, list[dict]]) -> list[str]:
+    """The scores of `by_group` by several columns as lines for a terminal; columns of a single value tell nothing."""
+    lines = []
+    for column, rows in groups.items():
+        if 1 < len(rows) <= GROUPS_TOLD:
+            shown = "; ".join(f"{row['value']}: balanced accuracy {row['balanced_accuracy']:.3f} (chance "
+                              f"{row['chance']:.3f}), accuracy {row['accuracy']:.3f}, {row['images']} images"
+                              for row in rows)
+            lines.append(f"by {column}: {shown}")
+            if classes := rows[0]["common_classes"]:
+                lines.append(f"    accuracy over the {classes} class(es) of all these: "
+                             + ", ".join(f"{row['value']} {row['common_accuracy']:.3f}" for row in rows))
+    return lines
 
 
 def interval_cell(ends: list[float] | None, people: int) -> str:

@@ -11,14 +11,17 @@ import pandas as pd
 from fer_ray import storage
 from fer_ray.data import duplicates, ledger
 from fer_ray.data.manifest import EXPRESSIONS, is_drawn
+from fer_ray.evaluate import results
 from fer_ray.model import metrics
 from fer_ray.report import data_figures, figures, score_figures, search_figures
 
 # what of the scores stands at the top of result.json, what it leaves to report.json, and the figures of summary.png
 HEADLINE = ("balanced_accuracy", "balanced_accuracy_ci95", "no_interval", "chance", "accuracy", "macro_f1",
             "test_images", "test_people")
-IN_REPORT_ONLY = ("calibration", "groups", "also", "explained", "labels")
+IN_REPORT_ONLY = ("calibration", "explained", "labels")
+OF_OTHERS = ("name", "prepared", "classes", "left_out", "people_seen", "codes_shared", "groups")  # in result.json
 SUMMARY = {"crops": 1.3, "curves": 1.2, "recall": 1.2, "confusion": 1.0}  # and their widths
+PEOPLE_SHOWN = 20  # by name, whom training has seen
 GROUPS_SHOWN = 12  # on the page; all are in report.json
 
 
@@ -43,6 +46,9 @@ def write(folder: str, result: dict, shown: dict) -> str:
     storage.write_json(storage.join(folder, "report.json"), numbers)
     target = storage.join(folder, "result.json")
     headline = {key: result["metrics"][key] for key in HEADLINE}
+    headline["groups"] = {name: result["groups"][name] for name in results.CONDITIONS if name in result["groups"]}
+    headline["also"] = [{key: other[key] for key in OF_OTHERS}
+                        | {key: (other["metrics"] or {}).get(key) for key in HEADLINE} for other in result["also"]]
     storage.write_json(target, {key: value for key, value in numbers.items() if key not in IN_REPORT_ONLY} | headline)
     return target
 
@@ -183,8 +189,9 @@ def _page(template: str, drawn: bool, **content) -> str:
 
     environment = Environment(loader=PackageLoader("fer_ray.report"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template(template).render(
-        expressions=EXPRESSIONS, splits=figures.SPLITS, groups_shown=GROUPS_SHOWN, min_people=metrics.MIN_PEOPLE,
-        min_for_interval=metrics.MIN_PEOPLE_FOR_INTERVAL, min_images=metrics.MIN_IMAGES, drawn=drawn, **content)
+        expressions=EXPRESSIONS, splits=figures.SPLITS, groups_shown=GROUPS_SHOWN, people_shown=PEOPLE_SHOWN,
+        min_people=metrics.MIN_PEOPLE, min_for_interval=metrics.MIN_PEOPLE_FOR_INTERVAL,
+        min_images=metrics.MIN_IMAGES, drawn=drawn, **content)
 
 
 def _without_pixels(explained: dict) -> dict:

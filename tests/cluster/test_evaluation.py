@@ -37,6 +37,9 @@ def test_each_image_is_tested_once_by_a_network_that_did_not_see_it(audited):
     folds = [pd.read_csv(audited / f"runs/tiny-fold{k}/predictions.csv") for k in range(3)]
     assert sorted(pd.concat(folds)["image"]) == sorted(index["image"])
     assert summary["pooled"]["test_images"] == len(index)
+    assert set(summary["groups"]) == {"dataset", "colour", "face"} and {f["face"].iat[0] for f in folds} == {"found"}
+    result = json.loads((audited / "runs/tiny-fold0/result.json").read_text())
+    assert result["also"][0]["name"] == "jaffe" and result["groups"]["face"][0]["images"] == len(folds[0])
     people = [set(f["subject"]) for f in folds]
     assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
     for k, run in enumerate(summary["runs"]):
@@ -46,6 +49,7 @@ def test_each_image_is_tested_once_by_a_network_that_did_not_see_it(audited):
         jaffe = report["also"][0]
         assert "contempt" not in jaffe["classes"] and jaffe["metrics"]["test_images"] == 6 * len(jaffe["classes"])
         assert report["calibration"]["temperature"] == 1 and "a fit needs" in report["calibration"]["reason"]
+        assert jaffe["people_seen"] == [] and [g["value"] for g in jaffe["groups"]["colour"]] == ["grey"]
         assert report["drawn"] and jaffe["drawn"] and report["groups"]["dataset"][0]["value"] == "CK+ (drawn sample)"
 
 

@@ -71,6 +71,7 @@ ORDER = {
     "evaluate.results": False,
     "evaluate.calibration": False,
     "evaluate.inference": True,
+    "evaluate.acquainted": False,
     "evaluate.explanation": False,
     "evaluate.evaluation": True,
     "evaluate.labels": False,

@@ -17,7 +17,8 @@ from fer_ray.model import metrics
 def run(tmp_path):
     """A run's folder with its report and predictions; one of its people is called NA, one is unknown."""
     rows = pd.DataFrame({"image": ["a", "b", "c"], "dataset": "d", "subject": ["NA", "q", None],
-                         "expression": ["anger", "fear", "fear"]})
+                         "expression": ["anger", "fear", "fear"], "chroma": [0.0, 9.0, 9.0],
+                         "face_found": [True, False, True]})
     scores = metrics.evaluate(one_hot([0, 3, 3]), np.array([0, 3, 3]), ["NA", "q", None])
     storage.write_json(str(tmp_path / "report.json"), result_for(scores))
     results.write_predictions(str(tmp_path), "predictions.csv", rows, one_hot([0, 3, 3]))
@@ -27,6 +28,10 @@ def run(tmp_path):
 def test_predictions_come_back_as_they_were_written(run):
     table = protocols.pooled([str(run)])
     assert table["subject"].tolist()[:2] == ["NA", "q"] and table["subject"].isna().tolist() == [False, False, True]
+    assert table["colour"].tolist() == ["grey", "coloured", "coloured"] and table["face"][1] == "not found"
+    groups = protocols.groups_of(table)
+    assert list(groups) == ["dataset", "colour", "face"]
+    assert [g["value"] for g in groups["face"]] == ["found", "not found"]
     assert protocols.scores_of(table)["balanced_accuracy"] == 1 and protocols.scores_of(table)["test_people"] == 3
 
 

@@ -115,4 +115,7 @@ def test_groups_are_ranked_and_small_ones_marked():
     people = [str(i) for i in range(80)]
     groups = metrics.by_group(one_hot(predicted), labels, people, ["old"] * 70 + [None] * 10)
     assert [(g["value"], g["images"], g["small"]) for g in groups] == [("unknown", 10, True), ("old", 70, False)]
+    assert {(g["common_classes"], g["common_accuracy"]) for g in groups} == {(2, 0.0), (2, 1.0)}
+    (line, common) = metrics.group_lines({"age": groups, "all alike": groups[:1]})
+    assert line.startswith("by age: unknown: balanced accuracy 0.000") and common.endswith("unknown 0.000, old 1.000")
     assert groups[0]["balanced_accuracy"] == 0 and groups[1]["balanced_accuracy"] == 1

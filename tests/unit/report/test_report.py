@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from reports import NO_PICTURES, NO_SHORTCUTS, one_hot, page_of, result_for
 
+from fer_ray.cli import wording
 from fer_ray.data.manifest import DRAWN, EXPRESSIONS
 from fer_ray.evaluate import comparison
 from fer_ray.model import metrics
@@ -27,6 +28,22 @@ def test_report_warns_of_a_split_that_leaks():
     scores = metrics.evaluate(one_hot([0, 1]), np.array([0, 1]), ["p", "q"])
     assert "does not say how well" in page_of(result_for(scores, split="image"))
     assert "2 people are in more than one split" in page_of(result_for(scores, leaks={"subject": 2}))
+
+
+def test_report_and_result_tell_whom_of_another_data_set_training_has_seen(tmp_path):
+    scores = metrics.evaluate(one_hot([0, 1]), np.array([0, 1]), ["p", "q"])
+    groups = {"colour": metrics.by_group(one_hot([0, 1]), np.array([0, 1]), ["p", "q"], ["grey", "coloured"])}
+    other = {"name": "web", "prepared": "u", "drawn": False, "classes": ["anger"], "metrics": scores, "groups": groups,
+             "left_out": {"of people whom training has seen": 4}, "people_seen": ["ann"], "codes_shared": ["s1"]}
+    result = result_for(scores) | {"also": [other], "groups": {"dataset": [], **groups}}
+    page = page_of(result)
+    assert "4 images left out: of people whom training has seen" in page and "Seen in training: ann." in page
+    assert "1 person has codes" in page and page.count("By colour of the picture") == 2
+    written = json.loads(Path(pages.write(str(tmp_path), result, NO_PICTURES)).read_text())
+    assert written["also"][0]["balanced_accuracy"] == 1 and written["also"][0]["people_seen"] == ["ann"]
+    assert {row["value"] for row in written["groups"]["colour"]} == {"grey", "coloured"}
+    lines = wording.scored_elsewhere(other)
+    assert lines[0].startswith("on web: balanced accuracy 1.000 (chance 0.500)") and "seen in training: ann" in lines[2]
 
 
 def test_report_warns_of_what_tells_the_class_without_the_face():
