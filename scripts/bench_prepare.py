@@ -125,7 +125,7 @@ def prepare_in_pool(data: manifest.Manifest, out: str) -> float:
 def box_agreement(boxes: dict[str, Box | None], data: manifest.Manifest, folder: str) -> float:
     """Of the faces that the loop found, the share whose box fer_ray meets with an IoU of at least 0.9."""
     dealt = provenance.deal(data.rows)
-    names = {prepared_set.number_of(name): name for name in provenance.Stored(folder).keys}
+    names = {prepared_set.number_of(name): name for name in provenance.Stored(folder).names}
     made = prepared_set.read_metadata(folder, names.values()).merge(
         dealt.assign(part=dealt["number"].map(names)), on=["part", "part_row"])
     ours = dict(zip(made["image"], made["box"], strict=True))

@@ -149,7 +149,8 @@ def _merged(cluster: np.ndarray, links: np.ndarray) -> np.ndarray:
 def contradictions(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> np.ndarray:
     """Pairs of rows that show the same picture but have different expressions; positions, int [P, 2], the likest first.
 
-    Two frames of one video are none: they look alike while the expression changes.
+    Two frames of one video are none: they look alike while the expression changes. Of rows with the same crop, picture,
+    expression and video the first one stands for all: each of the others is in pairs with the first ones only.
 
     Args:
         rows: have the columns `image`, `expression`, `sequence`, `digest` (of the crop's pixels), `HASHES` and
@@ -158,38 +159,46 @@ def contradictions(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict
             near-duplicates that are not identical.
     """
     rows = rows.reset_index(drop=True)
-    pairs = [np.zeros((0, 2), int)]
-    for _, group in rows[rows.duplicated("cluster", keep=False)].groupby("cluster"):
-        expression, video = (group[column].to_numpy(object)[:, None] for column in ("expression", "sequence"))
-        one_video = (video == video.T) & group["sequence"].notna().to_numpy()
-        found = _alike(group) & (expression != expression.T) & ~one_video
-        pairs.append(group.index.to_numpy()[np.argwhere(np.triu(found))])
-    found = np.concatenate(pairs)
-    digest = rows["digest"].to_numpy(object)
+    relevant = rows[rows.groupby("cluster")["expression"].transform("nunique") > 1]
+    kind = relevant.groupby(["cluster", "digest", *HASHES, "expression", "sequence"], dropna=False).ngroup()
+    shown = relevant[~kind.duplicated()].sort_values("cluster", kind="stable")
+    found = shown.index.to_numpy()[_contradicting(shown)]
     difference = np.zeros(len(found))
-    unequal = digest[found[:, 0]] != digest[found[:, 1]]
+    unequal = (rows["digest"].to_numpy(object)[found] != rows["digest"].to_numpy(object)[found[:, ::-1]]).any(1)
     thumbnails = _thumbnails(rows.loc[np.unique(found[unequal])], read_crops)
     difference[unequal] = [_difference(thumbnails[i], thumbnails[j]) for i, j in found[unequal]]
     order = np.argsort(difference, kind="stable")
-    return found[order][difference[order] <= SAME_PICTURE_DIFFERENCE]
+    found = found[order][difference[order] <= SAME_PICTURE_DIFFERENCE]
+    copies = {number: members.to_numpy() for number, members in relevant.index.groupby(kind).items()}
+    return np.array([pair for i, j in found for pair in (
+        (i, j), *((copy, j) for copy in copies[kind[i]][1:]), *((i, copy) for copy in copies[kind[j]][1:]))],
+        int).reshape(-1, 2)
+
+
+def _contradicting(rows: pd.DataFrame) -> np.ndarray:
+    """Near-duplicates of different expressions that are not of one video, as positions, int [P, 2].
+
+    `rows` are sorted by cluster. Rows of one cluster may be linked by other rows alone, so hashes are looked at again.
+    """
+    cluster, hashes = rows["cluster"].to_numpy(), rows[HASHES].to_numpy(np.uint64)
+    expression, video = (pd.factorize(rows[column])[0] for column in ("expression", "sequence"))
+    after = np.arange(len(rows)) + 1
+    found = [np.zeros((0, 2), int)]
+    for i, j in hamming.expanded(after, np.searchsorted(cluster, cluster, "right") - after):
+        differ = (expression[i] != expression[j]) & ((video[i] != video[j]) | (video[i] < 0))
+        i, j = i[differ], j[differ]
+        alike = np.zeros(len(i), bool)
+        for one, other in ((i, j), (j, i)):
+            for mirrored in (0, 1):
+                face, picture = (np.bitwise_count(hashes[one, k] ^ hashes[other, k + mirrored]) for k in (0, 2))
+                alike |= (face <= NEAR_BITS) | ((picture <= NEAR_BITS) & (face <= STRANGER_BITS))
+        found.append(np.stack([i, j], 1)[alike])
+    return np.concatenate(found)
 
 
 def is_same_picture(crop: np.ndarray, other: np.ndarray) -> bool:
     """Whether two crops, uint8 H x W or H x W x 3 RGB, show one picture, maybe mirrored, saved again or brighter."""
     return _difference(_thumbnail(crop), _thumbnail(other)) <= SAME_PICTURE_DIFFERENCE
-
-
-def _alike(rows: pd.DataFrame) -> np.ndarray:
-    """Which pairs of a few rows are near-duplicates by their `HASHES`, mirrored ones included; bool [N, N].
-
-    Within a cluster this tells the pairs that are alike themselves from those that other rows link.
-    """
-    hashes = rows[HASHES].to_numpy(np.uint64)
-    found = np.zeros((len(rows), len(rows)), bool)
-    for flip in (0, 1):
-        face, picture = (np.bitwise_count(hashes[:, None, k] ^ hashes[None, :, k + flip]) for k in (0, 2))
-        found |= (face <= NEAR_BITS) | ((picture <= NEAR_BITS) & (face <= STRANGER_BITS))
-    return found
 
 
 def _thumbnails(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> dict:

@@ -44,6 +44,18 @@ def expand(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return owner, np.arange(len(owner)) + np.repeat(first - (np.cumsum(count) - count), count)
 
 
+def expanded(first: np.ndarray, count: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `expand`, about `PAIRS_AT_ONCE` at once."""
+    ends = np.cumsum(count)
+    start = 0
+    while start < len(ends):
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, np.searchsorted(ends, done + PAIRS_AT_ONCE, "right"))
+        owner, numbers = expand(first[start:stop], count[start:stop])
+        yield owner + start, numbers
+        start = stop
+
+
 def _bits(hashes: np.ndarray, band: tuple[int, int]) -> np.ndarray:
     """The bits from band[0] up to band[1] of each hash, as a number."""
     low, high = band
@@ -65,11 +77,5 @@ def _equal_pairs(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[np.ndarra
     """Positions of equal keys of up to 32 bits, uint64 [N] and [M], as `near_pairs` yields them."""
     (wanted, of_one), (there, of_other) = _sorted(one), _sorted(other)
     first, last = (np.searchsorted(there, wanted, side) for side in ("left", "right"))
-    ends = np.cumsum(last - first)
-    start = 0
-    while start < len(ends):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, np.searchsorted(ends, done + PAIRS_AT_ONCE, "right"))
-        owner, place = expand(first[start:stop], (last - first)[start:stop])
-        yield of_one[start:stop][owner], of_other[place]
-        start = stop
+    for owner, place in expanded(first, last - first):
+        yield of_one[owner], of_other[place]

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from fer_ray import storage
 from fer_ray.data import manifest, pixels, prepared_set
-from fer_ray.data.prepared_set import PART_SCHEMA, THREADS
+from fer_ray.data.prepared_set import KEY, PART_SCHEMA, THREADS
 from fer_ray.progress import Progress
 
 # Columns of `contents.parquet`. Size and time say whether a file is still the one whose sha256 `content` is.
@@ -94,9 +94,15 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def key(content: str, face: Iterable[int] | None, cropped: bool) -> str:
-    """What a crop is known by."""
-    return json.dumps([content, None if face is None else [int(value) for value in face], bool(cropped)])
+def keys(images: pa.Table) -> pd.Series:
+    """What the crops of images are known by, str [N]; None where the content is not known.
+
+    `images` has the columns `content`, `face` and `cropped` of `prepared_set.KEY`.
+    """
+    boxes = pc.call_function("binary_join", [images["face"].cast(pa.list_(pa.string())), ","])
+    cropped = pc.fill_null(images["cropped"], False).cast(pa.string())
+    return pc.call_function("binary_join_element_wise",
+                            [images["content"], pc.fill_null(boxes, "none"), cropped, " "]).to_pandas()
 
 
 class Stored:
@@ -107,22 +113,23 @@ class Stored:
         self.names = [match[0].removesuffix(".parquet") for name in storage.list_files(storage.join(uri, "images"))
                       if (match := re.fullmatch(r"part-\d{5}-[0-9a-f]{16}\.parquet", name))]
         """Of all parts, the damaged ones too."""
-        self.keys: dict[str, list[str]] = {}
-        """By name of the part, the key of the image at each position."""
+        self.images = pd.DataFrame({"part": "", "part_row": 0, "number": 0, "key": ""}, index=[])
+        """Of the whole parts, a row an image: its part, where in it its crop lies, the part's number, and `keys`."""
         self.made_with: list[dict] = []
         """The different `metadata` of these parts."""
+        found = []
         with Progress("prepare: check", len(self.names), "parts") as progress:
             tables = side_by_side(lambda name: _read_keys(uri, name), self.names)
             for name, table in zip(self.names, tables, strict=True):
                 progress.advance()
                 if table is None:
                     continue
-                self.keys[name] = [key(*row.values()) for row in table.to_pylist()]
+                found.append(pd.DataFrame({"part": name, "part_row": np.arange(len(table)),
+                                           "number": prepared_set.number_of(name), "key": keys(table)}))
                 if (made_with := json.loads(table.schema.metadata[b"fer_ray"])) not in self.made_with:
                     self.made_with.append(made_with)
-        self.places = {of_image: (name, position) for name, keys in self.keys.items()
-                       for position, of_image in enumerate(keys)}
-        """By key, a part that holds the crop, and the crop's position."""
+        if found:
+            self.images = pd.concat(found, ignore_index=True)
 
 
 def _read_keys(uri: str, name: str) -> pa.Table | None:
@@ -174,11 +181,11 @@ def recall(wanted: pd.DataFrame, contents: pa.Table | None, stored: Stored) -> t
         whether their crops are there. After an interrupted first run these are images of the parts that it has written.
     """
     if contents is None:
-        written = {prepared_set.number_of(name) for name in stored.keys}
-        return wanted.assign(content=None), wanted["number"].isin(written).to_numpy()
+        return wanted.assign(content=None), wanted["number"].isin(stored.images["number"]).to_numpy()
     wanted = wanted.merge(contents.to_pandas(), how="left", on=FILE_KEY)
     unknown = (wanted["content"].isna() | (wanted["file_size"] < 0)).to_numpy()
-    return wanted.assign(content=wanted["content"].astype(object).where(~unknown, None)), unknown & bool(stored.keys)
+    known = wanted["content"].astype(object).where(~unknown, None)
+    return wanted.assign(content=known), unknown & bool(len(stored.images))
 
 
 def plan(wanted: pd.DataFrame, stored: Stored) -> tuple[dict[int, str], list[dict]]:
@@ -191,23 +198,31 @@ def plan(wanted: pd.DataFrame, stored: Stored) -> tuple[dict[int, str], list[dic
     Returns: names of the parts that stay, by number; for each other one its number `part` and its `images`: dicts of
         `image`, `face`, `cropped`, and of `kept_in` and `part_row`, where its crop lies now, "" and -1 if nowhere.
     """
-    names: dict[int, list[str]] = {}
-    for name in stored.keys:
-        names.setdefault(prepared_set.number_of(name), []).append(name)
-    stay, missing = {}, []
-    for _, images in wanted.groupby("number"):
-        number = int(images["number"].iat[0])
-        keys = [None if c is None else key(c, f, w)
-                for c, f, w in zip(images["content"], images["face"], images["cropped"], strict=True)]
-        if same := next((name for name in names.get(number, []) if stored.keys[name] == keys), None):
-            stay[number] = same
-            continue
-        places = [stored.places.get(of_image, ("", -1)) for of_image in keys]
-        missing.append({"part": number, "images": [
-            {"image": i, "face": f, "cropped": w, "kept_in": kept_in, "part_row": position}
-            for i, f, w, (kept_in, position)
-            in zip(images["image"], images["face"], images["cropped"], places, strict=True)]})
-    return stay, missing
+    schema = pa.schema(KEY)
+    wanted = wanted.assign(key=keys(pa.Table.from_pandas(wanted[schema.names], schema, preserve_index=False)))
+    stay = _parts_that_stay(wanted, stored.images)
+    left = wanted[~wanted["number"].isin(list(stay))]
+    places = stored.images.drop_duplicates("key", keep="last").set_index("key")
+    place = places.index.get_indexer(left["key"])  # -1: nowhere
+    left = left.assign(kept_in=np.append(places["part"].to_numpy(object), "")[place],
+                       part_row=np.append(places["part_row"].to_numpy(), -1)[place])
+    columns = ["image", "face", "cropped", "kept_in", "part_row"]
+    return stay, [{"part": int(number), "images": images[columns].to_dict("records")}
+                  for number, images in left.groupby("number")]
+
+
+def _parts_that_stay(wanted: pd.DataFrame, there: pd.DataFrame) -> dict[int, str]:
+    """Names, by number, of the parts that hold just the images that are wanted, in their order.
+
+    Args:
+        wanted: with `number`, `part_row` and `key`.
+        there: `Stored.images`.
+    """
+    same = there.merge(wanted, on=["number", "part_row", "key"])["part"].value_counts()
+    parts = there.groupby("part", sort=False)["number"].agg(["first", "size"])
+    is_whole = (parts["size"] == same.reindex(parts.index)) & (
+        parts["size"].to_numpy() == wanted["number"].value_counts().reindex(parts["first"]).to_numpy())
+    return {int(number): str(name) for name, number in parts.loc[is_whole, "first"][::-1].items()}
 
 
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

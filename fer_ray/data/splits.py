@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fer_ray.data import duplicates
+from fer_ray.data import duplicates, hamming
 from fer_ray.data.duplicates import HASHES
 from fer_ray.data.manifest import DataError
 
 SPLITS = ("train", "val", "test")
-LEAK_KINDS = ("subject", "sequence", "identical", "near_duplicate")
+# Kind of leak -> the column of which a value is in several splits.
+LEAK_KINDS = {"subject": "subject", "sequence": "sequence", "identical": "digest", "near_duplicate": "cluster"}
 LEAK_COLUMNS = ["kind", "key", "splits", "images", "example_a", "example_b"]
 CONFLICT_COLUMNS = ["key", "expressions", "images", "example_a", "example_b"]
 
@@ -117,17 +118,15 @@ def audit(rows: pd.DataFrame) -> pd.DataFrame:
     the two examples lie in different splits. An identical picture is no near-duplicate as well.
     """
     rows = rows.sort_values("image", kind="stable").reset_index(drop=True)
-    leaks = []
-    for kind, column in (("subject", "subject"), ("sequence", "sequence"), ("identical", "digest")):
-        leaks += [(kind, str(key), _in_order(group["split"]), len(group), *_examples(group, "split"))
-                  for key, group in _mixed(rows, column, "split")]
-    identical = {example for leak in leaks if leak[0] == "identical" for example in leak[4:]}
-    for _, group in _mixed(rows, "cluster", "split"):
-        a, b = _examples(group, "split")
-        if not {a, b} <= identical:
-            key = f"{group.loc[group['image'] == a, 'face_hash'].iloc[0]:016x}"
-            leaks.append(("near_duplicate", key, _in_order(group["split"]), len(group), a, b))
-    return pd.DataFrame(leaks, columns=LEAK_COLUMNS)
+    found = {kind: _in_several(rows, column).assign(kind=kind) for kind, column in LEAK_KINDS.items()}
+    identical = found["identical"][["first", "second"]].to_numpy()
+    near = found["near_duplicate"]
+    found["near_duplicate"] = near[~near[["first", "second"]].isin(identical.ravel()).all(axis=1)].assign(
+        key=lambda leaks: [f"{rows['face_hash'][first]:016x}" for first in leaks["first"]])
+    leaks = pd.concat(found.values(), ignore_index=True)
+    examples = {f"example_{name}": rows["image"].to_numpy(object)[leaks[column]]
+                for name, column in (("a", "first"), ("b", "second"))}
+    return leaks.assign(**examples)[LEAK_COLUMNS]
 
 
 def conflicts(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> pd.DataFrame:
@@ -361,24 +360,53 @@ def _with_what_is_missing(split: np.ndarray, groups: _Groups, fractions: tuple[f
 # --- leaks ---------------------------------------------------------------------------------------------
 
 
-def _in_order(splits: pd.Series) -> str:
-    return ",".join(split for split in SPLITS if split in set(splits))
+def _in_several(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """What values of a column are in several splits, in their order.
+
+    Returns: `key` (the value), `splits` (a comma list), `images` (their number), and `first` and `second`, the
+        positions of the two images most alike of different splits. Of each side `EXAMPLES_SEARCHED` are looked at.
+    """
+    codes, values = pd.factorize(rows[column], sort=True)
+    split = pd.Categorical(rows["split"], SPLITS).codes
+    held = np.zeros((len(values), len(SPLITS)), bool)
+    held[codes[codes >= 0], split[codes >= 0]] = True
+    mixed = np.flatnonzero(held.sum(1) > 1)
+    members = np.flatnonzero(np.isin(codes, mixed))
+    members = members[np.argsort(codes[members], kind="stable")]
+    group = np.searchsorted(mixed, codes[members])
+    start = np.searchsorted(group, np.arange(len(mixed)))
+    is_other = split[members] != split[members[start]][group]
+    searched = (pd.DataFrame({"group": group, "is_other": is_other}).groupby(["group", "is_other"]).cumcount()
+                < EXAMPLES_SEARCHED).to_numpy()
+    sides = [(members[chosen], group[chosen]) for chosen in (~is_other & searched, is_other & searched)]
+    first, second = _most_alike(rows[HASHES].to_numpy(np.uint64), *sides[0], *sides[1])
+    return pd.DataFrame({
+        "key": [str(value) for value in values[mixed]],
+        "splits": [",".join(np.array(SPLITS)[parts]) for parts in held[mixed]],
+        "images": np.bincount(group, minlength=len(mixed)), "first": first, "second": second})
 
 
-def _mixed(rows: pd.DataFrame, column: str, differ: str) -> Iterator[tuple]:
-    """Groups of rows with the same value in `column` but different values in `differ`, as (value, rows)."""
-    known = rows.dropna(subset=[column])
-    kinds = known.groupby(column)[differ].transform("nunique")
-    yield from known[kinds > 1].groupby(column, sort=True)
+def _most_alike(hashes: np.ndarray, ones: np.ndarray, group: np.ndarray, others: np.ndarray, group_of_other: np.ndarray
+                ) -> tuple[np.ndarray, np.ndarray]:
+    """The pair whose hashes differ least, of each group, as they are or mirrored; of equals the first.
 
+    Args:
+        hashes: of all rows, uint64 [N, 4], the columns `HASHES`.
+        ones: rows, in the order of their groups, int [P].
+        group: of each of them, from 0, int [P].
+        others: rows to pair them with, int [Q], likewise.
+        group_of_other: int [Q].
 
-def _examples(group: pd.DataFrame, differ: str) -> tuple[str, str]:
-    """The two images most alike of those that differ in `differ`."""
-    first = group[group[differ] == group[differ].iloc[0]].head(EXAMPLES_SEARCHED)
-    other = group[group[differ] != group[differ].iloc[0]].head(EXAMPLES_SEARCHED)
-    a, b = first[HASHES].to_numpy(np.uint64)[:, None], other[HASHES].to_numpy(np.uint64)[None]
-    as_is, mirrored = (np.bitwise_count(a[..., 0] ^ b[..., k]).astype(int)
-                       + np.bitwise_count(a[..., 2] ^ b[..., 2 + k]) for k in (0, 1))
-    bits = np.minimum(as_is, mirrored)
-    i, j = np.unravel_index(bits.argmin(), bits.shape)
-    return first["image"].iloc[i], other["image"].iloc[j]
+    Returns: rows of `ones` and of `others`, int [groups] both.
+    """
+    begin, end = (np.searchsorted(group_of_other, group, side) for side in ("left", "right"))
+    best = np.full((3, group.max(initial=-1) + 1), 4 * 64)  # number of bits that differ, and the two rows
+    for one, other in hamming.expanded(begin, end - begin):
+        a, b = hashes[ones[one]], hashes[others[other]]
+        bits = np.minimum(*(np.bitwise_count(a[:, 0] ^ b[:, k]).astype(int) + np.bitwise_count(a[:, 2] ^ b[:, 2 + k])
+                            for k in (0, 1)))
+        order = np.lexsort((bits, group[one]))
+        least = order[np.flatnonzero(np.diff(group[one][order], prepend=-1))]
+        better = least[bits[least] < best[0, group[one[least]]]]
+        best[:, group[one[better]]] = bits[better], ones[one[better]], others[other[better]]
+    return best[1], best[2]
