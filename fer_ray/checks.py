@@ -211,6 +211,11 @@ def _contradictions(config: Config) -> list[str]:
         (train.nesterov and train.momentum == 0, "train.nesterov: needs train.momentum greater than 0"),
         (0 < train.num_workers < train.min_workers,
          f"train.min_workers: {train.min_workers} must not exceed train.num_workers {train.num_workers}"),
+        (train.feed == "stream" and train.sampling == "balanced",
+         "train.sampling: balanced draws images several times an epoch, which train.feed stream reads once; use "
+         "train.class_weights or another train.feed"),
+        (train.feed == "stream" and train.layers == "head",
+         "train.feed: stream has nothing to do for train.layers head, whose features are computed once"),
         (train.batch_size < train.num_workers,
          f"train.batch_size: {train.batch_size} is smaller than train.num_workers {train.num_workers}"),
         (config.faces.detector == "yunet" and not config.faces.model,

@@ -101,8 +101,12 @@ class TrainConfig:
     by side, and a single one on CPUs."""
     min_workers: AtLeast0 = 0
     """Elastic training: go on with as few workers as this when nodes are lost; 0: always with `num_workers`."""
+    feed: Literal["auto", "memory", "stream"] = "auto"
+    """How workers get their images. `memory`: decoded once, and kept on each node. `stream`: decoded and augmented anew
+    in each epoch by all CPUs of the cluster. `auto`: streamed if they do not fit into memory, or if nodes without a
+    training worker have CPUs, unless they fit into a GPU. What the network learns is the same."""
     cache_gb: NotNegative = 8.0
-    """Decoded crops that may stay in a node's memory, in GiB; a larger set is read and decoded again in each epoch."""
+    """Decoded crops that may stay in a node's memory, in GiB."""
     checkpoint_every_steps: AtLeast0 = 0
     """Steps between two checkpoints within an epoch; 0: one at its end only."""
     num_to_keep: AtLeast1 = 2

@@ -1,7 +1,8 @@
 """The prepared set on disk: what a folder of crops holds, and how to read it.
 
 A prepared set is a folder:
-- `images/part-NNNNN-HASH.parquet`: one row an image, `PART_SCHEMA`, those without a crop included; `crop` is a PNG of
+- `images/part-NNNNN-HASH.parquet`: one row an image, those without a crop included, of `PART_SCHEMA` and in row groups
+  of `SHARD_ROWS`; the rows are in the order of a hash, so that each group is a fair sample; `crop` is a PNG of
   256 x 256, 1 or 3 channels. HASH begins the sha256 of the file: a part is never changed, another one takes its place,
   and whoever still reads by an older index finds its file or none, but never other crops;
 - `index.parquet`: one row an image: the manifest's columns, those of the parts without the pictures, `row` (its number
@@ -23,8 +24,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,6 +42,7 @@ from fer_ray.storage import DamagedError
 SCHEMA_VERSION = 8
 SUMMARY: dict[str, type] = {"schema_version": int, "request": str, "fingerprint": str, "files": dict, "counts": dict,
                             "config": dict}  # what all readers of prepared.json rely on
+SHARD_ROWS = 32  # of a row group: about 1 MB of crops, which can be read without the rest of the part
 THREADS = 16  # they wait for storage, or hash without Python's lock
 TABLES = ("index", "rejected", "leaks", "conflicts")
 # What a crop was made of: sha256 of the bytes that an image is decoded from (or why they cannot be read), and what the
@@ -136,7 +139,26 @@ def read_crops_of_part(uri: str, part: str, positions: np.ndarray) -> list[np.nd
 
     Raises: manifest.DataError; storage.DamagedError.
     """
-    encoded = read_part(uri, part)
+    return _decode(uri, part, read_part(uri, part), positions)
+
+
+def read_shards_of_part(uri: str, part: str, positions: np.ndarray) -> list[np.ndarray]:
+    """As `read_crops_of_part`, but only those row groups are read that hold one of the positions."""
+    def read(filesystem, path: str) -> tuple[pa.Table, np.ndarray]:
+        with filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream, pre_buffer=True)
+            sizes = np.array([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+            ends = np.cumsum(sizes)
+            groups, group = np.unique(np.searchsorted(ends, positions, side="right"), return_inverse=True)
+            table = manifest.plain(file.read_row_groups(groups.tolist(), columns=["crop"]))
+        left_out = ends[groups] - np.cumsum(sizes[groups])  # rows before each group that are not read
+        return table, positions - left_out[group]
+
+    table, within = _reading(uri, part, read)
+    return _decode(uri, part, table.column("crop").to_pylist(), within)
+
+
+def _decode(uri: str, part: str, encoded: list[bytes | None], positions: np.ndarray) -> list[np.ndarray]:
     try:
         return [decode_crop(encoded[int(position)] or b"") for position in positions]
     except (IndexError, ValueError):
@@ -186,12 +208,17 @@ def read_columns(uri: str, parts: Iterable[str], columns: list[str]) -> pa.Table
 
 def _read_part(uri: str, part: str, columns: list[str], whole_file: bool = True) -> pa.Table:
     """Some columns of a part. `whole_file`: the columns are most of it, so it is fetched at once."""
+    if whole_file:
+        return _reading(uri, part, lambda *_: manifest.read_parquet(
+            io.BytesIO(storage.read_bytes(part_uri(uri, part))), columns))
+    return _reading(uri, part, lambda filesystem, path: manifest.read_parquet(path, columns, filesystem))
+
+
+def _reading(uri: str, part: str, read: Callable) -> Any:
+    """What `read(filesystem, path)` gives of a part. Raises: storage.DamagedError; storage.StorageError."""
     file = part_uri(uri, part)
     try:
-        if whole_file:
-            return manifest.read_parquet(io.BytesIO(storage.read_bytes(file)), columns)
-        filesystem, path = storage.resolve(file)
-        return manifest.read_parquet(path, columns, filesystem)
+        return read(*storage.resolve(file))
     except FileNotFoundError:
         raise DamagedError(f"{file}: is missing; {remedy(base_uri(uri))}") from None
     except storage.StorageError:
@@ -215,7 +242,7 @@ def part_uri(uri: str, part: str) -> str:
 def write_part(uri: str, number: int, table: pa.Table) -> str:
     """Write a part, if it is not there yet; its name."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="none")
+    pq.write_table(table, sink, compression="none", row_group_size=SHARD_ROWS)
     name = f"part-{number:05d}-{_short_hash(sink.getvalue())}"
     storage.write_bytes(part_uri(uri, name), sink.getvalue())
     return name

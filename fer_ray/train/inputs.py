@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from fer_ray.data import prepared_set
 from fer_ray.model import start_weights
 from fer_ray.train import batches, resources
 from fer_ray.train.job import SplitInput, TrainingInput
+
+GPU_GB = 4.0  # a quarter of the memory of most GPUs, of which `loop.open_source` gives a quarter to the crops
 
 
 def load_inputs(config: Config, prepared: str) -> TrainingInput:
@@ -65,19 +67,53 @@ def _load_splits(prepared: str, splits: dict[str, pd.DataFrame], settings: Train
     """How workers get the batches of each split (name -> index rows). Raises: ConfigError."""
     if settings.layers == "head":
         references = start_features(prepared, splits, settings, start_state)
-        return {split: SplitInput("features", references[split]) for split in splits}
-    every_row = pd.concat(splits.values())
-    size_gb = batches.decoded_gb(every_row)
-    if size_gb <= settings.cache_gb:
-        tasks = resources.task_count(len(every_row), batches.MIN_ROWS_TO_DECODE)
-        load = functools.partial(batches.load_part, prepared)
-        references = batches.start_parts(load, splits, tasks, **resources.reading_task_options())
-        return {split: SplitInput("cached", references[split]) for split in splits}
+        return {split: SplitInput("features", references[split], why="of the last layer, computed once")
+                for split in splits}
+    import ray
+
+    sizes_gb = {split: batches.decoded_gb(rows) for split, rows in splits.items()}
+    feed, why = choose_feed(settings, sum(sizes_gb.values()), ray.nodes())
+    # validation images are the same in each epoch: where they fit, they are decoded once
+    streamed = [split for split in splits if feed == "stream" and (
+        split == "train" or sizes_gb[split] > settings.cache_gb)]
+    cached = {split: rows for split, rows in splits.items() if split not in streamed}
+    tasks = resources.task_count(sum(map(len, cached.values())), batches.MIN_ROWS_TO_DECODE)
+    load = functools.partial(batches.load_part, prepared)
+    references = batches.start_parts(load, cached, tasks, **resources.reading_task_options()) if cached else {}
+    index = ["row", "part", "part_row", "expression"]
+    return {split: SplitInput("streamed", prepared=prepared, index=rows[index], why=why) if split in streamed
+            else SplitInput("cached", references[split], why=why) for split, rows in splits.items()}
+
+
+def choose_feed(settings: TrainConfig, size_gb: float, nodes: list[dict]) -> tuple[Literal["memory", "stream"], str]:
+    """How the workers get their images, and why in words.
+
+    Args:
+        settings: `feed`, `cache_gb`, `sampling`, and device and number of workers as of `resources.settle`.
+        size_gb: GiB that the crops take when they are decoded.
+        nodes: of `ray.nodes()`.
+
+    Raises: ConfigError if they cannot be had in this way.
+    """
+    fits = size_gb <= settings.cache_gb
+    size = f"{size_gb:.1f} GiB {'' if fits else 'do not '}fit into train.cache_gb {settings.cache_gb:g}"
+    if not fits and (settings.feed == "memory" or settings.sampling == "balanced"):
+        key = "train.feed memory" if settings.feed == "memory" else "train.sampling balanced"
+        raise ConfigError(f"{key}: the crops' {size}; raise it or use train.feed stream and train.class_weights")
+    if settings.feed != "auto":
+        return settings.feed, "as train.feed says"
+    if not fits:
+        return "stream", size
     if settings.sampling == "balanced":
-        raise ConfigError(f"train.sampling balanced needs a set that fits into train.cache_gb {settings.cache_gb:g}; "
-                          f"this one takes {size_gb:.1f} GiB; raise it or use train.class_weights")
-    return {split: SplitInput("streamed", prepared=prepared, index=rows[["row", "part", "part_row", "expression"]])
-            for split, rows in splits.items()}
+        return "memory", f"{size}, and train.sampling is balanced"
+    if settings.device == "cuda" and size_gb <= GPU_GB:
+        return "memory", f"{size_gb:.1f} GiB fit into a GPU"
+    with_cpus = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
+    idle = (sum(not node.get("GPU") for node in with_cpus) if settings.device == "cuda"
+            else max(0, len(with_cpus) - settings.num_workers))
+    if idle:
+        return "stream", f"{idle} nodes without a training worker decode and augment"
+    return "memory", f"{size}, and every node trains"
 
 
 def start_features(prepared: str, splits: dict[str, pd.DataFrame], settings: TrainConfig, state) -> dict[str, list]:
@@ -89,8 +125,8 @@ def start_features(prepared: str, splits: dict[str, pd.DataFrame], settings: Tra
         settings: backbone, batch size, and the device, which is chosen.
         state: reference to the network's state dict.
 
-    Returns: by split, a reference to (float32 [n, D], int64 [n] classes) for each of its parts, in the order of
-        `batches.rows_by_part`; `batches.fetch_features` joins them.
+    Returns: by split, a reference to (float32 [n, D], int64 [n] classes, int64 [n] shards) for each of its parts, in
+        the order of `batches.rows_by_part`; `batches.fetch_features` joins them.
     """
     tasks = resources.task_count(sum(map(len, splits.values())), batches.MIN_ROWS_TO_FORWARD)
     threads = max(1, (os.cpu_count() or 1) // tasks)
@@ -99,7 +135,7 @@ def start_features(prepared: str, splits: dict[str, pd.DataFrame], settings: Tra
     return batches.start_parts(make, splits, tasks, **resources.reading_task_options(), num_gpus=gpus)
 
 
-def _part_features(prepared: str, settings: TrainConfig, state, threads: int, *part) -> tuple[np.ndarray, np.ndarray]:
+def _part_features(prepared: str, settings: TrainConfig, state, threads: int, *part) -> tuple[np.ndarray, ...]:
     import ray
 
     from fer_ray.model import backbones, predictor
@@ -107,4 +143,4 @@ def _part_features(prepared: str, settings: TrainConfig, state, threads: int, *p
     model = backbones.load(settings.backbone, ray.get(state))
     network = predictor.Predictor(model, settings.backbone, threads, settings.device)
     crops = batches.load_part(prepared, *part)
-    return network.features(crops.images, settings.batch_size), crops.labels
+    return network.features(crops.images, settings.batch_size), crops.labels, crops.shards

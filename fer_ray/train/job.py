@@ -24,8 +24,10 @@ class SplitInput:
     """Of cached crops (`batches.Crops`) or of features and labels: one reference for each part of the prepared set."""
     prepared: str = ""
     """Streamed: URI of the prepared set."""
+    why: str = ""
+    """In words, why it is this kind."""
     index: pd.DataFrame | None = None
-    """Streamed: the columns row, part and expression of the split's index rows."""
+    """Streamed: the columns row, part, part_row and expression of the split's index rows."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fer_ray import scratch, storage
 from fer_ray.config import TrainConfig, to_dict
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.model import backbones, checkpoints, metrics
-from fer_ray.train import averaging, batches, live, schedule, tracking
+from fer_ray.train import averaging, batches, live, schedule, stream, tracking
 from fer_ray.train.job import SplitInput, TrainJob
 
 NUM_CLASSES = len(EXPRESSIONS)
@@ -305,7 +305,7 @@ def open_source(split: SplitInput, job: TrainJob, worker: Worker) -> batches.Sou
     augmented = settings.augmentation, *place
     if split.kind == "streamed":
         assert split.index is not None
-        return batches.Streamed(split.prepared, split.index, *augmented)
+        return stream.Streamed(split.prepared, split.index, *augmented, settings.epochs)
     if split.kind == "features":
         return batches.Features(*batches.fetch_features(split.references), *place)
     crops = batches.fetch_crops(split.references)

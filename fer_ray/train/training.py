@@ -16,8 +16,8 @@ from fer_ray.train.job import TrainingInput, TrainJob, run_uri
 
 # Options that may differ between two commands of which the second resumes the first: they change how long, where or
 # how fast a network is trained, but not towards what. `from_tune` has become the values that it names.
-RESUMABLE = {"epochs", "patience", "num_workers", "min_workers", "device", "num_to_keep", "max_failures", "cache_gb",
-             "checkpoint_every_steps", "micro_batches", "compile", "precision", "mlflow", "from_tune"}
+RESUMABLE = {"epochs", "patience", "num_workers", "min_workers", "device", "num_to_keep", "max_failures", "feed",
+             "cache_gb", "checkpoint_every_steps", "micro_batches", "compile", "precision", "mlflow", "from_tune"}
 
 
 def train(config: Config, prepared: str, side_by_side: int = 1) -> str:

@@ -137,7 +137,7 @@ def test_two_workers_one_of_them_killed_end_as_one(prepared, whole):
         killed = aside.submit(kill_one)
         # Streamed, by tasks that find no CPU which no worker holds. A set of a single window has one order, so that
         # making the pixels in those tasks changes nothing at all.
-        streamed = train(prepared, "killed", num_workers=2, cache_gb=0, checkpoint_every_steps=3, **ALIKE)
+        streamed = train(prepared, "killed", num_workers=2, feed="stream", checkpoint_every_steps=3, **ALIKE)
         assert killed.result() == 1
     assert_equal(streamed, two)
 

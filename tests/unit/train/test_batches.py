@@ -10,18 +10,7 @@ from fer_ray.train import batches
 def crops(num: int) -> batches.Crops:
     rng = np.random.default_rng(0)
     return batches.Crops([rng.integers(0, 256, (256, 256), dtype=np.uint8) for _ in range(num)],
-                         np.arange(num) % 8, np.arange(num) + 1000)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_workers_share_one_order_without_overlap(world):
-    order = batches.epoch_order(np.arange(103) % 8, seed=1, epoch=4)
-    shares = [batches.train_positions(order, 10, rank, world) for rank in range(world)]
-    alone = batches.train_positions(order, 10, 0, 1)
-    for step, whole in enumerate(alone):
-        assert sorted(np.concatenate([s[step] for s in shares])) == sorted(whole)
-    assert len(np.unique(np.concatenate(alone))) == 100
-    assert (order != batches.epoch_order(np.arange(103) % 8, seed=1, epoch=5)).any()
+                         np.arange(num) % 8, np.arange(num) + 1000, np.zeros(num, int))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -47,7 +36,7 @@ def test_a_split_on_the_device_gives_what_one_in_memory_gives(augmentation):
     rng = np.random.default_rng(1)
     faces = [cv2.GaussianBlur(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8), (0, 0), 3) for _ in range(40)]
     faces = batches.Crops([cv2.normalize(f, None, 0, 255, cv2.NORM_MINMAX) for f in faces], np.arange(40) % 8,
-                          np.arange(40) * 3)
+                          np.arange(40) * 3, np.zeros(40, int))
     faces.images[7] = faces.images[7][..., 0]
     memory, device = (kind(faces, augmentation, 5, 1, 2, *rest) for kind, rest in ((batches.Cached, []),
                                                                                     (batches.OnDevice, ["cpu"])))
@@ -58,20 +47,3 @@ def test_a_split_on_the_device_gives_what_one_in_memory_gives(augmentation):
             assert (labels == others).all() and a.shape == b.shape and a.stride() == b.stride()
             levels = (a - b).abs() * 255 * torch.tensor(augment.STD).view(3, 1, 1)
             assert levels.max() < 3 and levels.mean() < 0.35  # of 255
-
-
-def test_balanced_sampling_draws_all_classes_alike():
-    labels = np.repeat([0, 3, 5], [900, 90, 10])
-    drawn = np.bincount(labels[batches.epoch_order(labels, 0, 0, "balanced")], minlength=8)
-    assert drawn.sum() == 1000 and all(abs(drawn[k] - 333) < 70 for k in (0, 3, 5))
-
-
-def test_streamed_order_is_a_permutation_in_windows_of_few_parts():
-    parts = np.arange(4000) % 20
-    windows = batches.window_order(parts, seed=3, epoch=1)
-    assert sorted(np.concatenate(windows)) == list(range(4000)) and [len(w) for w in windows] == [1000] * 4
-    assert all(len(np.unique(parts[w])) == 5 for w in windows)
-    assert (np.concatenate(windows) != np.concatenate(batches.window_order(parts, 3, 2))).any()
-    one, = batches.window_order(parts[:1000], seed=3, epoch=1)
-    assert (one == batches.epoch_order(np.zeros(1000, int), seed=3, epoch=1)).all()
-

@@ -46,7 +46,8 @@ def job(tmp_path) -> TrainJob:
 
     def split(number: int) -> SplitInput:
         crops = [rng.integers(0, 256, (256, 256), dtype=np.uint8) for _ in range(number)]
-        return SplitInput("cached", [batches.Crops(crops, np.arange(number) % 8, np.arange(number))])
+        rows = np.arange(number)
+        return SplitInput("cached", [batches.Crops(crops, rows % 8, rows, np.zeros(number, int))])
 
     settings = TrainConfig(backbone="timm:test_resnet", weights="none", batch_size=4, epochs=2, lr=0.01,
                            checkpoint_every_steps=2, device="cpu", num_workers=1)
