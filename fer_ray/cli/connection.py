@@ -43,7 +43,6 @@ SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "AWS_RETRY_MODE": "standard",
     "AWS_MAX_ATTEMPTS": str(storage.ATTEMPTS),
-    "PYTHONPATH": str(ROOT),
 }
 # A training step takes and frees gigabytes in blocks of tens of MB. By default glibc gives each of them back to the
 # kernel and takes it again, zeroed page by page: on two CPU cores a third of the step (scripts/bench_train.py). So
@@ -51,6 +50,8 @@ SETTINGS = {
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
 # Further ones for a Ray of this job's own.
 LOCAL = {
+    # the workers' PYTHONPATH is the project alone, whatever the user's is
+    "PYTHONPATH": str(ROOT),
     # It listens on the loopback interface only, as Ray itself does on Windows and macOS: the first variable says that
     # no other machine joins. PyTorch's workers talk to each other by libraries with settings of their own.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -66,14 +67,19 @@ class ConnectionFailedError(UserError):
     """Ray could not be started or joined; the message says why."""
 
 
-def connect(**options) -> None:
+def connect(output: str = "", **options) -> None:
     """Join the cluster of RAY_ADDRESS, or start Ray on this machine with `options` of ray.init.
 
-    Raises: ConnectionFailedError; ConfigError if the cluster has no CPU for tasks and none will come.
+    A cluster that is joined gets the code of this process, so that its machines need not hold the project.
+
+    `output`: URI that all nodes are to write to.
+
+    Raises: ConnectionFailedError; ConfigError if the cluster has no CPU for tasks and none will come, or as
+        `require_shared`.
     """
     address = os.environ.get("RAY_ADDRESS") or "local"
     settings = SETTINGS | HEAP | (LOCAL if address == "local" else {})
-    # the workers' PYTHONPATH is the project alone; any other variable is the user's to set
+    # any other variable is the user's to set
     settings = {key: value if key == "PYTHONPATH" else os.environ.get(key, value) for key, value in settings.items()}
     os.environ.update({key: value for key, value in settings.items() if key not in HEAP and key != "PYTHONPATH"})
     _keep_token_private(may_create=address == "local")
@@ -81,13 +87,45 @@ def connect(**options) -> None:
 
     if not ray.is_initialized():
         # With its dashboard: Ray asks it whether a trial's trainer has ended, before it frees what that held.
-        options |= {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": settings}}
+        shipped = {} if address == "local" else {"py_modules": [str(ROOT / "fer_ray")]}
+        options |= {"logging_level": logging.ERROR, "log_to_driver": False,
+                    "runtime_env": {"env_vars": settings, **shipped}}
         with _temporary_files_in_scratch() if address == "local" else contextlib.nullcontext():
             _init(address, options)
         ending.listen()
         watchdog.start(patience_s=1.0 if address == "local" else 45.0)
     _silence_libraries()
     _require_cpus()
+    if output:
+        require_shared(output)
+
+
+def require_shared(uri: str) -> None:
+    """See that all nodes of the cluster see one and the same place.
+
+    Raises: ConfigError if it is a folder of this machine alone: crops or checkpoints that a node wrote would be missing
+        on the others, after hours of work.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    others = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()
+              if node["Alive"] and node["NodeID"] != here}
+    if uri.startswith("s3://") or not others:
+        return
+    probe = storage.join(uri, f"probe-{secrets.token_hex(8)}")
+    storage.write_bytes(probe, b"")
+    try:
+        look = ray.remote(num_cpus=0)(storage.exists)
+        seen = ray.get([look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
+                        for node in others])
+    finally:
+        storage.delete_file(probe)
+    if blind := [name for name, sees in zip(others.values(), seen, strict=True) if not sees]:
+        raise ConfigError(f"storage: {uri} is a folder of this machine, and {len(blind)} of {len(others) + 1} nodes do "
+                          f"not see it ({', '.join(sorted(set(blind))[:3])}); use s3://bucket/prefix, or a disk that "
+                          "all nodes share")
 
 
 def _init(address: str, options: dict) -> None:

@@ -33,7 +33,7 @@ def run_serve(config: Config) -> str:
     calibrated = checkpoints.read_temperature(checkpoint) is not None
     page = pages.render_service({"calibrated": calibrated, "token": bool(token), "max_mb": config.serve.max_mb,
                                  "colours": drawing.COLOURS})
-    connection.connect()
+    connection.connect(config.storage)
     from fer_ray.use import service  # imports Ray, which reads its environment then
 
     device = resources.device_for(config.predict.device, "predict.device")
@@ -41,7 +41,7 @@ def run_serve(config: Config) -> str:
     job = service.Job(checkpoint, search, device, config.serve, settings, _joins())
     address = _url(config.serve)
     with service.running(job) as processes:
-        wording.say("serve", [f"{checkpoint} on {wording.DEVICES[device]} in "
+        wording.say("serve", [f"{checkpoint} on {resources.DEVICES[device]} in "
                               f"{wording.count(processes.networks, 'process', 'processes')}; faces are found by "
                               f"{processes.services}", f"{address} (Ctrl-C ends it)"])
         try:

@@ -40,7 +40,7 @@ def run_prepare(config: Config, trainings: Iterable[TrainConfig] = ()) -> str:
     wording.say("prepare", [f"{wording.count(data.rows.num_rows, 'image')} found, "
                             f"{data.rejected.num_rows:,} more rejected by their labels",
                         ledger.line(data.ledger)])
-    connection.connect()
+    connection.connect(config.storage)
     _require(config, trainings)
     uri = prepare.prepare(config, data)
     page = storage.join(uri, "prepare.html")
@@ -67,7 +67,7 @@ def run_train(config: Config) -> str:
     train = config.train
     start_weights.check(train)
     prepared_set.read_index(prepared_set.uri_of(config))  # what is wrong with it ends the job before Ray starts
-    connection.connect()
+    connection.connect(config.storage)
     scaled = f" (scaled to {schedule.peak_lr(train):g} for batches of {train.batch_size})" if train.lr_per_256 else ""
     wording.say("train", [f"{train.backbone} from {train.weights} weights, at most {train.epochs} epochs, "
                           f"lr {train.lr:g}{scaled}, momentum {train.momentum:g}"])
@@ -78,7 +78,7 @@ def run_evaluate(config: Config) -> str:
     """Score the best checkpoint of a run on the test split and write the report; URI of result.json."""
     prepared_set.read_index(prepared_set.uri_of(config))
     also = prepare_also(config)
-    connection.connect()
+    connection.connect(config.storage)
     return score(config, prepared_set.uri_of(config), also)
 
 
@@ -98,7 +98,7 @@ def score(config: Config, prepared: str, also: dict[str, str]) -> str:
     """Evaluate a run and write its report; URI of result.json."""
     device = resources.device_for(config.evaluate.device, "evaluate.device")
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, device=device))
-    wording.say("evaluate", [f"scoring on {wording.DEVICES[device]}"])
+    wording.say("evaluate", [f"scoring on {resources.DEVICES[device]}"])
     result, explained = evaluation.evaluate(config, prepared, also)
     run = job.run_uri(config)
     montage = prepared_page.montage(prepared, config.train.seed)
@@ -121,9 +121,9 @@ def run_predict(config: Config) -> str:
     found = photographs.find(config.predict.images, config.data.table.image_column)
     wording.say("predict", [wording.found(len(found.photographs), len(found.videos), found.others)])
     checkpoint, search = network_and_search(config, "predict")
-    connection.connect()
+    connection.connect(config.storage)
     device = resources.device_for(config.predict.device, "predict.device")
-    wording.say("predict", [f"the network computes on {wording.DEVICES[device]}"])
+    wording.say("predict", [f"the network computes on {resources.DEVICES[device]}"])
     folder = storage.join(config.storage, "predictions", config.name)
     made = []
     if found.photographs:
@@ -188,7 +188,7 @@ def run_export(config: Config) -> str:
     if checkpoints.read_temperature(checkpoint) is None:
         wording.say("export", ["no temperature is stored with the checkpoint, so its probabilities stay as they are; "
                                "jobs/evaluate.py fits one on the validation images"])
-    connection.connect()
+    connection.connect(config.storage)
     return export.export(config, prepared, checkpoint)
 
 

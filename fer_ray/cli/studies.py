@@ -88,7 +88,7 @@ def run_tune(config: Config) -> str:
     if config.data.root:
         stages.run_prepare(config, space.trainings(config))
     prepared_set.read_index(prepared)
-    connection.connect()
+    connection.connect(config.storage)
     trials = search.search(config, prepared)
     best = outcome.choose(config, trials)
     result = storage.read_json(stages.score(trial.trial_config(config, best["number"], best["point"]), prepared, {}))

@@ -18,8 +18,6 @@ LEAKS = {"subject": ("person", "people"), "sequence": ("video sequence", "video 
          "identical": ("identical picture", "identical pictures"),
          "near_duplicate": ("near-duplicate", "near-duplicates")}
 
-DEVICES = {"cpu": "CPUs", "cuda": "GPUs"}
-
 
 def count(number: int, singular: str, plural: str = "") -> str:
     """A number with its noun: "1 image", "1,200 images"."""

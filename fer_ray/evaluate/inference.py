@@ -12,6 +12,9 @@ from fer_ray import progress
 from fer_ray.model import checkpoints
 from fer_ray.train import batches, resources
 
+# Of a task. Those on a GPU load the network anew, since their process ends with them to give the GPU's memory back.
+MAX_ROWS = {"cpu": 2000, "cuda": 20_000}
+
 
 def predict(prepared: str, index: pd.DataFrame, batch_size: int, checkpoint: str = "", backbone: str = "",
             device: str = "cpu") -> np.ndarray:
@@ -32,7 +35,7 @@ def predict(prepared: str, index: pd.DataFrame, batch_size: int, checkpoint: str
 
     Raises: checkpoints.CheckpointError, start_weights.WeightsError.
     """
-    tasks = resources.task_count(len(index), batches.MIN_ROWS_TO_FORWARD)
+    tasks = resources.task_count(len(index), batches.MIN_ROWS_TO_FORWARD, MAX_ROWS[device])
     # a run that was made again keeps other weights under the same name, which a task's cache must not confuse
     content = checkpoints.describe(checkpoint)["sha256"] if checkpoint else ""
     network = (checkpoint, backbone, content, max(1, (os.cpu_count() or 1) // tasks), device)

@@ -19,6 +19,7 @@ from fer_ray.train import batches, job, live, resources, training
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "log_loss", "ece")
 BY_IMAGE = "by image, as in the paper"
 MIN_FOLDS = 3  # test, val and train
+MAX_RETRIES = 3  # of what starts and watches a training
 MIN_COMMON_CLASSES = 2  # with one alone there is nothing to tell apart
 
 
@@ -76,7 +77,7 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
     A run that fails ends the others only when they are done. Raises: as `training.train`, the first one's error.
     """
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     runs = {label: (dataclasses.replace(config, train=resources.settle(config.train, parallel or len(runs))), prepared)
             for label, (config, prepared) in runs.items()}
@@ -84,7 +85,9 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
     resources.wait_for_workers(train)
     parallel = parallel or min(len(runs), num_parallel_runs(ray.cluster_resources(), train))
     # no CPU for the task: the workers that it starts hold them. (Ray's types know no arguments with defaults: Any)
-    task: Any = ray.remote(training.train).options(num_cpus=0, max_retries=0)
+    # When the node is lost that runs it, Ray calls it again elsewhere, and the run goes on.
+    task: Any = ray.remote(training.train).options(num_cpus=0, max_retries=MAX_RETRIES)
+    print(f"{len(runs)} trainings, {parallel} side by side, each with {resources.describe_workers(train)}", flush=True)
     waiting, running, errors = list(runs.values()), [], []
     with live.show({label: job.run_uri(config) for label, (config, _) in runs.items()}, train):
         while waiting or running:
@@ -94,8 +97,8 @@ def train_all(runs: dict[str, tuple[Config, str]], parallel: int = 0) -> None:
             (done,), running = ray.wait(running)
             try:
                 ray.get(done)
-            except RayTaskError as error:
-                errors.append(error.cause)
+            except RayError as error:  # one of the training, or one that says how its process ended
+                errors.append(error.cause if isinstance(error, RayTaskError) else error)
     if errors:
         raise errors[0]
 

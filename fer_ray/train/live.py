@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Generator
@@ -16,6 +17,7 @@ from collections.abc import Generator
 from fer_ray import progress
 from fer_ray.config import TrainConfig
 from fer_ray.train import tracking
+from fer_ray.train.job import TrainingInput
 
 TICK_S = 1.0  # between two looks at the run, and between two ticks of a worker
 NAMESPACE = "fer_ray"  # of the keys in Ray's store
@@ -26,7 +28,7 @@ class Ticker:
 
     def __init__(self, run: str, rank: int):
         """`run`: URI of its folder. Only rank 0 tells: the workers go through an epoch step by step together."""
-        self.key, self.next_at = f"live:{run}", time.monotonic() if rank == 0 else float("inf")
+        self.run, self.key, self.next_at = run, f"live:{run}", time.monotonic() if rank == 0 else float("inf")
 
     def tick(self, epoch: int, done: int, total: int) -> None:
         """So many images of the epoch (from 0) are done, over all workers."""
@@ -37,6 +39,28 @@ class Ticker:
 
         if internal_kv._internal_kv_initialized():  # not where a test runs the loop without Ray
             internal_kv._internal_kv_put(self.key, json.dumps([epoch, done, total]), namespace=NAMESPACE)
+
+
+    def plan(self, steps: int, seconds: float) -> None:
+        """Before the first step: so many steps has an epoch, and so long may the training take."""
+        from ray.experimental import internal_kv
+
+        if math.isfinite(self.next_at) and internal_kv._internal_kv_initialized():
+            internal_kv._internal_kv_put(f"plan:{self.run}", json.dumps([steps, seconds]), namespace=NAMESPACE)
+
+
+def describe_feed(loaded: TrainingInput) -> str:
+    """Where the images of a training come from, and why, in words."""
+    words = {"cached": "images from memory", "features": "features", "streamed": "images streamed by Ray Data"}
+    return f"{words[loaded.train.kind]} ({loaded.train.why})"
+
+
+def read_plan(run: str) -> tuple[int, float] | None:
+    """Steps of an epoch, and an estimate of the seconds that all epochs take; None if the worker has told nothing."""
+    from ray.experimental import internal_kv
+
+    content = internal_kv._internal_kv_get(f"plan:{run}", namespace=NAMESPACE)
+    return tuple(json.loads(content)) if content else None
 
 
 def read_tick(run: str) -> tuple[int, int, int] | None:
@@ -51,7 +75,8 @@ def forget_tick(run: str) -> None:
     """Remove what an earlier training of this run told."""
     from ray.experimental import internal_kv
 
-    internal_kv._internal_kv_del(f"live:{run}", namespace=NAMESPACE)
+    for key in ("live", "plan"):
+        internal_kv._internal_kv_del(f"{key}:{run}", namespace=NAMESPACE)
 
 
 def epoch_line(numbers: dict, settings: TrainConfig) -> str:
@@ -90,6 +115,7 @@ class _Display:
     def __init__(self, runs: dict[str, str], settings: TrainConfig):
         self.runs, self.settings = runs, settings
         self.bar: progress.Progress | None = None
+        self.planned = False
         self.shown = {label: len(tracking.read(run)) for label, run in runs.items()}
         for label, epochs in self.shown.items():
             if 0 < epochs < settings.epochs:
@@ -107,7 +133,14 @@ class _Display:
                     progress.say(f"{label + '  ' if label else ''}{epoch_line(numbers, self.settings)}")
                     self.shown[label] += 1
             if len(self.runs) == 1:
+                self._show_plan(*self.runs.values())
                 self._update_bar(*self.runs.items())
+
+    def _show_plan(self, run: str) -> None:
+        if not self.planned and (plan := read_plan(run)):
+            self.planned = True
+            progress.say(f"{plan[0]} steps an epoch; with at most {self.settings.epochs} epochs about "
+                         f"{max(1, round(plan[1] / 60))} min, by the time of a validation batch")
 
     def _update_bar(self, only: tuple[str, str]) -> None:
         label, run = only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import tempfile
 import time
@@ -23,6 +24,7 @@ from fer_ray.train import averaging, batches, live, schedule, stream, tracking
 from fer_ray.train.job import SplitInput, TrainJob
 
 NUM_CLASSES = len(EXPRESSIONS)
+STEP_COST = 3  # forward passes that a training step takes as long as: backward takes about two
 ON_DEVICE_SHARE = 0.25  # of a GPU's free memory that a split may take; the network's activations need the rest
 
 
@@ -96,6 +98,13 @@ def fit(job: TrainJob, worker: Worker) -> None:
     batch_size = min(settings.batch_size, len(train_data.labels))
     num_steps = len(train_data.labels) // batch_size
     ticker = live.Ticker(job.run, rank)
+    # what would fail after an epoch fails now; the first batch pays for what comes only once, the second is timed
+    for _ in range(2):
+        clock = Clock()
+        validate(_part_in_training(average.network, settings), val_data, settings, world, device, autocast, 1)
+    seconds = clock.seconds() / min(settings.batch_size / settings.micro_batches, len(val_data.labels))
+    images = STEP_COST * len(train_data.labels) + len(val_data.labels)
+    ticker.plan(num_steps, seconds * images * (settings.epochs - progress["epoch"]))
 
     while not schedule.is_finished(progress["epoch"], progress["best_epoch"], settings):
         epoch, first = progress["epoch"], progress["step"]
@@ -180,15 +189,17 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images:
 
 @torch.inference_mode()
 def validate(model: torch.nn.Module, data: batches.Source, settings: TrainConfig, world: int, device: torch.device,
-             autocast: contextlib.AbstractContextManager) -> tuple[float, np.ndarray]:
+             autocast: contextlib.AbstractContextManager, num_batches: int | None = None) -> tuple[float, np.ndarray]:
     """Mean loss and confusion matrix (int64 [8, 8], true classes in rows) over the images of all workers.
 
     Both are exact: each image counts once, on one worker. A forward pass has as many images as one of training.
+
+    `num_batches`: of each worker; None: all.
     """
     model.eval()
     batch_size = math.ceil(settings.batch_size / (world * settings.micro_batches))
     sums = torch.zeros(NUM_CLASSES**2 + 1, dtype=torch.float64, device=device)
-    for images, classes in data.eval_batches(batch_size):
+    for images, classes in itertools.islice(data.eval_batches(batch_size), num_batches):
         labels = batches.to_device(classes, device)
         with autocast:
             logits = model(data.to_input(images, device))

@@ -12,6 +12,7 @@ from fer_ray.config import ConfigError, TrainConfig
 # CPU share that long-running workers leave free, so that small tasks can be scheduled beside them: those that read for
 # the workers (`reading_task_options`), and the function that a search runs around a trial of several workers.
 CPU_RESERVE = 0.01
+DEVICES = {"cpu": "CPUs", "cuda": "GPUs"}  # in words
 
 
 def settle(settings: TrainConfig, side_by_side: int = 1) -> TrainConfig:
@@ -25,6 +26,15 @@ def settle(settings: TrainConfig, side_by_side: int = 1) -> TrainConfig:
     gpus = int(ray.cluster_resources().get("GPU", 0)) if device == "cuda" else 1
     number = settings.num_workers or max(1, settings.min_workers, min(gpus // side_by_side, settings.batch_size))
     return dataclasses.replace(settings, device=device, num_workers=number)
+
+
+def describe_workers(settings: TrainConfig) -> str:
+    """The workers of a training in words: how many, on what, run by whom. `settings`: of `settle`."""
+    number, device = settings.num_workers, DEVICES[settings.device]
+    if number == 1:
+        return f"one worker on {'a GPU' if settings.device == 'cuda' else device} (a Ray task)"
+    at_least = f", {settings.min_workers} at least," if settings.min_workers else ""
+    return f"{number} workers{at_least} on {device} (Ray Train)"
 
 
 def choose_device(asked: str, cluster: dict) -> Literal["cpu", "cuda"]:
@@ -84,11 +94,15 @@ def reading_task_options() -> dict:
     return {"num_cpus": CPU_RESERVE / 10, "memory": int(min(per_cpu, default=0))}
 
 
-def task_count(rows: int, min_rows: int) -> int:
-    """Number of tasks to work on so many rows: one for each CPU of the cluster, but each with at least `min_rows`."""
+def task_count(rows: int, min_rows: int, max_rows: int | None = None) -> int:
+    """Number of tasks to work on so many rows: one for each CPU of the cluster, but each with at least `min_rows`.
+
+    `max_rows`: of a task, about; an autoscaler starts nodes for the tasks that wait.
+    """
     import ray
 
-    return max(1, min(rows // min_rows, int(ray.cluster_resources().get("CPU", 1))))
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    return max(1, min(rows // min_rows, max(cpus, rows // max_rows if max_rows else 0)))
 
 
 def run_in_tasks(make: Callable, items: list[tuple], count: int, **options) -> list:

@@ -36,6 +36,7 @@ def train(config: Config, prepared: str, side_by_side: int = 1) -> str:
         print(f"{config.name}: already trained, {progress['epoch']} epochs; nothing to do", flush=True)
     else:
         job = make_job(config, inputs.load_inputs(config, prepared), side_by_side)
+        print(f"{config.name}: {resources.describe_workers(config.train)}; {live.describe_feed(job.input)}", flush=True)
         with contextlib.nullcontext() if side_by_side > 1 else live.show({"": run}, config.train):
             workers.run_group(job) if config.train.num_workers > 1 else workers.run_single(job)
     checkpoints.prune(run, config.train.num_to_keep)  # what a kill between the last checkpoint and its pruning left

@@ -1,9 +1,13 @@
 import contextlib
 import io
 import os
+import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,6 +90,27 @@ def prepared(sample_of, tmp_path_factory):
     with ray_on(2):
         prepare.prepare(config, read_manifest(config.data))
     return config
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def kill(title: bytes, count: int | None = None) -> int:
+    """SIGKILL processes of this machine whose command line matches, all or so many; their number."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if re.search(title, process.joinpath("cmdline").read_bytes()):
+                found.append(int(process.name))
+        except OSError:  # it has ended
+            continue
+    for process in found[:count]:
+        os.kill(process, signal.SIGKILL)
+    return len(found[:count])
 
 
 def run_job(verb: str, *options: str, cwd: Path, **shell: str) -> subprocess.CompletedProcess[str]:

@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from cluster.conftest import run_job
+from cluster.conftest import kill, run_job, wait_for
 
 OPTIONS = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}]', "--evaluate.also",
            '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "efficientnet_lite0",
@@ -22,9 +23,16 @@ def audited(tmp_path_factory, sample_of):
     """Labels of six people, audited by a network that knows enough to be asked."""
     root = tmp_path_factory.mktemp("audited")
     sample_of(root / "data", 6)
-    done = run_job("audit", "--labels", "--data.root", str(root / "data"), "--storage", str(root / "out"), *OPTIONS,
-                   cwd=root)
+    def kill_what_watches_a_fold() -> int:
+        wait_for(lambda: (root / "out/runs/tiny-fold0/run.json").exists(), 250)
+        return kill(rb"ray::train$", 1)
+
+    with ThreadPoolExecutor(1) as aside:
+        killed = aside.submit(kill_what_watches_a_fold)
+        done = run_job("audit", "--labels", "--data.root", str(root / "data"), "--storage", str(root / "out"), *OPTIONS,
+                       cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert killed.result() == 1
     (result,) = re.findall(r"^result: (.+)$", done.stdout, re.M)
     assert Path(result).is_file()
     return root / "out"

@@ -1,22 +1,24 @@
 """Training on a real Ray: nothing is lost when processes die, and the result does not depend on it."""
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray
 import torch
-from cluster.conftest import command, joining, nodes_of, ray_on
+from cluster.conftest import REPO, command, joining, kill, nodes_of, ray_on, wait_for
 from safetensors.torch import load_file
 
-from fer_ray.cli import stages
+from fer_ray.cli import connection, stages
 from fer_ray.config import Config, ConfigError, TrainConfig
 from fer_ray.model import checkpoints
 from fer_ray.train import live, tracking, training
@@ -24,6 +26,7 @@ from fer_ray.train.workers import TrainingError
 
 # Equal results with one worker and with several: no BatchNorm or dropout, which see the images of one worker only.
 ALIKE = {"backbone": "timm:test_convnext", "lr": 0.05}
+WORKERS = rb"RayTrainWorker|ray::fit_single"  # their command lines
 
 
 def config_of(config: Config, name: str, **train) -> Config:
@@ -63,25 +66,14 @@ def middle_of_epoch(run: Path, epoch: int) -> bool:
     return any(run.glob(f"checkpoint_{epoch:04d}_*[1-9]/model.json"))
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
-    deadline = time.time() + seconds
-    while not condition():
-        assert time.time() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def kill_workers(count: int | None = None) -> int:
-    """SIGKILL training workers on this machine, all or so many; their number."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if re.search(rb"RayTrainWorker|ray::fit_single", process.joinpath("cmdline").read_bytes()):
-                found.append(int(process.name))
-        except OSError:  # it has ended
-            continue
-    for process in found[:count]:
-        os.kill(process, signal.SIGKILL)
-    return len(found[:count])
+@contextlib.contextmanager
+def open_folder(folder: Path):
+    """A path of this folder that leads nowhere in other processes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +97,11 @@ def test_epochs_are_told_as_they_end_and_how_far_the_worker_is_within_one(prepar
     with ray_on(2):
         train(prepared, "told", epochs=3, **ALIKE)
         tick = live.read_tick(str(run_of(prepared, "told")))
+    output = capsys.readouterr().out
+    assert "told: one worker on CPUs (a Ray task); images from memory (0.0 GiB fit into train.cache_gb 8" in output
+    assert re.search(r"\n\d+ steps an epoch; with at most 3 epochs about 1 min", output), output
     lines = re.findall(r"epoch +(\d)/3  loss [\d.]+  val loss [\d.]+  val balanced accuracy [\d.]+ \(chance [\d.]+\)",
-                       capsys.readouterr().out)
+                       output)
     assert lines == ["1", "2", "3"]
     assert tick and 0 <= tick[0] < 3 and 0 < tick[1] <= tick[2]
 
@@ -132,7 +127,7 @@ def test_two_workers_one_of_them_killed_end_as_one(prepared, whole):
 
         def kill_one() -> int:
             wait_for(lambda: middle_of_epoch(run_of(prepared, "killed"), 1))
-            return kill_workers(1)
+            return kill(WORKERS, 1)
 
         killed = aside.submit(kill_one)
         # Streamed, by tasks that find no CPU which no worker holds. A set of a single window has one order, so that
@@ -143,13 +138,21 @@ def test_two_workers_one_of_them_killed_end_as_one(prepared, whole):
 
 
 @pytest.mark.nodes
-def test_a_node_is_lost_and_training_goes_on_with_the_workers_that_are_left(prepared, whole, monkeypatch):
+def test_a_node_is_lost_and_training_goes_on_with_the_workers_that_are_left(prepared, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")  # then it tries fewer; a minute by itself
     with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
         def lose_one() -> None:
             wait_for(lambda: middle_of_epoch(run_of(prepared, "elastic"), 1))
             cluster.remove_node(others[0], allow_graceful=False)
 
+        code = ray.get(ray.remote(lambda: importlib.import_module("fer_ray").__file__).remote())
+        assert "py_modules" in code and not code.startswith(str(REPO)), code  # a node needs no copy of the project
+        # a folder that each process sees as one of its own
+        (tmp_path / "disk").mkdir()
+        with open_folder(tmp_path / "disk") as mine, pytest.raises(ConfigError, match="2 of 3 nodes do not see it"):
+            connection.require_shared(mine)
+        assert not list((tmp_path / "disk").iterdir())
+        connection.require_shared(str(tmp_path))
         lost = aside.submit(lose_one)
         elastic = train(prepared, "elastic", num_workers=2, min_workers=1, checkpoint_every_steps=3, **ALIKE)
         lost.result()
@@ -176,7 +179,7 @@ def test_worker_killed_and_driver_killed_end_with_the_same_weights(prepared):
     with ray_on(2):
         first = start()
         wait_for(lambda: middle_of_epoch(run, 0))
-        assert kill_workers() >= 1  # Ray starts another one
+        assert kill(WORKERS) >= 1  # Ray starts another one
         wait_for(lambda: middle_of_epoch(run, 1))
         assert first.poll() is None
         os.killpg(first.pid, signal.SIGKILL)  # the driver; the same command goes on

@@ -29,7 +29,7 @@ def test_each_epoch_is_told_once_and_those_of_before_are_counted(runs, capsys):
     assert capsys.readouterr().out.splitlines() == ["b: resuming after epoch 1", f"a  {LINE}"]
 
 
-def test_a_single_run_shows_how_far_its_epoch_is(runs, monkeypatch):
+def test_a_single_run_shows_how_far_its_epoch_is(runs, monkeypatch, capsys):
     bars = []
 
     class Bar:
@@ -44,6 +44,7 @@ def test_a_single_run_shows_how_far_its_epoch_is(runs, monkeypatch):
             bars[-1].append(done)
 
     monkeypatch.setattr("fer_ray.progress.Progress", Bar)
+    monkeypatch.setattr(live, "read_plan", lambda run: (40, 170.0))
     display = live._Display({"": runs["a"]}, TrainConfig(epochs=3))
     for tick in ((0, 8, 100), (0, 40, 100)):
         monkeypatch.setattr(live, "read_tick", lambda run, tick=tick: tick)
@@ -54,6 +55,7 @@ def test_a_single_run_shows_how_far_its_epoch_is(runs, monkeypatch):
     display.update()
     display.close()
     assert bars == [["epoch 1/3", 100, 8, 8, 40, "closed"], ["epoch 2/3", 100, 16, 16, "closed"]]
+    assert capsys.readouterr().out.count("40 steps an epoch; with at most 3 epochs about 3 min") == 1
 
 
 def test_a_storage_that_does_not_answer_ends_no_display(runs, monkeypatch, capsys):

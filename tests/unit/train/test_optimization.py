@@ -69,7 +69,8 @@ def test_the_papers_networks_train_with_all_levers(backbone):
                            weight_decay=5e-4, lr=0.001)
     model = backbones.build(backbone)
     average, optimizer = averaging.Average(model, settings.average), loop.sgd(model, settings)
-    crops = batches.Crops([np.full((256, 256), 30 * i, np.uint8) for i in range(4)], np.arange(4), np.arange(4))
+    crops = batches.Crops([np.full((256, 256), 30 * i, np.uint8) for i in range(4)], np.arange(4), np.arange(4),
+                          np.zeros(4, int))
     (images, labels), = batches.Cached(crops, settings.augmentation, 0, 0, 1).train_steps(0, 4, 0, "natural")
     first = backbones.head(average.network, backbone).weight.clone()
     for _ in range(2):

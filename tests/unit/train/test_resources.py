@@ -59,6 +59,13 @@ def test_scoring_on_gpus_that_are_not_there_is_refused(monkeypatch, key, node, c
     assert resources.device_for("auto", key) == "cuda"
 
 
+@pytest.mark.parametrize(("cpus", "rows", "tasks"), [(2, 250, 2), (8, 250, 2), (2, 50, 1), (0, 50_000, 25),
+                                                     (2, 50_000, 25)])
+def test_scoring_asks_for_tasks_by_the_set_also_of_a_cluster_without_nodes(monkeypatch, cpus, rows, tasks):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus} if cpus else {"memory": 1})
+    assert resources.task_count(rows, 100, 2000) == tasks
+
+
 def test_workers_share_the_cores_of_a_node(monkeypatch):
     def threads(*cores, **train):
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": c >= 0, "Resources": {"CPU": c} if c > 0 else {}}
