@@ -136,7 +136,6 @@ def run_group(job: TrainJob, callbacks: list | None = None) -> None:
     settings = job.config.train
     filesystem, path = storage.resolve(job.run)
     storage.delete_file(storage.join(job.run, "diverged.json"))
-    ray.get(job.input.start_loaded)
     needs = resources.worker_resources(ray.cluster_resources(), settings, resources.has_autoscaler(ray.nodes()))
     # a range lets Ray Train go on with fewer workers when nodes are lost
     number = (settings.min_workers, settings.num_workers) if settings.min_workers else settings.num_workers
@@ -154,8 +153,9 @@ def run_group(job: TrainJob, callbacks: list | None = None) -> None:
             failure_config=train.FailureConfig(settings.max_failures), callbacks=callbacks),
     )
     try:
-        trainer.fit()
+        trainer.fit()  # the start state may still be loading: the workers start meanwhile, and wait for it
     except ray.train.TrainingFailedError as error:
+        ray.get(job.input.start_loaded)  # its own error, if that is the cause
         workers = getattr(error, "worker_failures", None) or {}
         _raise_failed(job, next(iter(workers.values()), error))  # the first worker's error is the cause of the others'
     _refuse_diverged(job)
