@@ -73,7 +73,7 @@ def measure_job(storage: str, backbone: str, options) -> dict:
     command = [sys.executable, str(TRAIN_JOB), "--storage", storage, "--prepared", "set", "--name", name,
                "--train.backbone", backbone, "--train.weights", "none", "--train.epochs", str(EPOCHS),
                "--train.batch_size", str(options.batch_size), "--train.num_workers", str(options.num_workers),
-               "--train.device", options.device, "--train.precision", options.precision]
+               "--train.device", options.device, "--train.feed", options.feed, "--train.precision", options.precision]
     start = time.time()
     done = subprocess.run(command, capture_output=True, text=True)
     end = time.time()
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=1, help="training processes")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--feed", default="auto", choices=["auto", "memory", "stream"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     for hidden in ("--only", "--jpegs", "--backbone"):  # what this script gives to its own processes
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -251,7 +252,8 @@ def main() -> None:
                 print(backbone, json.dumps({key: round(value, 3) for key, value in rounds[-1].items()}), flush=True)
             results[backbone] = {key: round(statistics.median(one[key] for one in rounds), 3) for key in rounds[0]}
     print(json.dumps({"device": device, "date": date.today().isoformat(), "num_workers": options.num_workers,
-                      "batch_size": options.batch_size, "precision": options.precision, **results}))
+                      "batch_size": options.batch_size, "feed": options.feed, "precision": options.precision,
+                      **results}))
 
 
 if __name__ == "__main__":
