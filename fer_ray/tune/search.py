@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import shutil
 import tempfile
 import warnings
 from collections.abc import Generator
 
 from fer_ray import progress, scratch, storage
-from fer_ray.config import Config, to_dict
+from fer_ray.config import Config, TrainConfig, to_dict
 from fer_ray.train import inputs, resources, training
 from fer_ray.train.job import TrainingInput
 from fer_ray.tune import outcome, policies, space
@@ -48,7 +49,7 @@ def search(config: Config, prepared: str, loaded: dict[str, TrainingInput] | Non
     train, single = config.train, config.train.num_workers == 1
     resources.wait_for_workers(train)
     side_by_side = concurrency(ray.cluster_resources(), config)
-    threads = max(1, int(ray.cluster_resources()["CPU"] // (side_by_side * train.num_workers)))
+    threads = threads_per_worker([node["Resources"] for node in ray.nodes() if node["Alive"]], side_by_side, train)
     points, budget = space.Points(config), policies.budget(config.tune)
     loaded = loaded or load_inputs(config, prepared)
     if single:
@@ -119,6 +120,24 @@ def concurrency(cluster: dict, config: Config) -> int:
         fitting, best = max(1, int(cluster["CPU"])), max(1, int(cluster["CPU"] // CORES))
     # more than fit would wait for each other for ever
     return min(config.tune.max_concurrent, fitting) if config.tune.max_concurrent else best
+
+
+def threads_per_worker(nodes: list[dict[str, float]], side_by_side: int, train: TrainConfig) -> int:
+    """CPU threads of each worker of trials side by side: as many as leave each a place on one of the nodes.
+
+    More than a node has would never be given, and the search would wait for ever.
+
+    Args:
+        nodes: resources of each node, as `ray.nodes()` gives them.
+        side_by_side: trials, of `concurrency`.
+        train: number of workers of a trial, and their device.
+    """
+    def places(threads: int) -> int:
+        return sum(int(min(node.get("CPU", 0) // threads, node.get("GPU", 0) if train.device == "cuda" else math.inf))
+                   for node in nodes)
+
+    most = int(max((node.get("CPU", 0) for node in nodes), default=1))
+    return next((n for n in range(most, 1, -1) if places(n) >= side_by_side * train.num_workers), 1)
 
 
 def terminal_log(config: Config, budget):

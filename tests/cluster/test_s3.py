@@ -1,6 +1,7 @@
 """From a submitted pipeline to a pulled model: a started head, and S3 behind a line that breaks a tenth of requests."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -16,20 +17,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import boto3
+import cases
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import s3
 from cluster.conftest import REPO, command, environment
+from preparing import in_this_process, prepared
 
+from fer_ray.config import Config
+from fer_ray.data import prepare
 from fer_ray.data.manifest import EXPRESSIONS
+from fer_ray.data_config import DataConfig, SourceConfig
 
 STORAGE, RAW = "s3://bucket/work", "s3://bucket/raw"
 RAY = Path(sys.executable).with_name("ray")
 
 
 @contextlib.contextmanager
-def head(reached: dict[str, str]):
-    """`ray start --head` with token authentication; the environment of a shell that uses it."""
+def nodes(reached: dict[str, str]):
+    """`ray start --head` with token authentication, and a second node; the environment of a shell that uses them."""
     with socket.socket() as a, socket.socket() as b:
         a.bind(("127.0.0.1", 0)), b.bind(("127.0.0.1", 0))
         port, board = a.getsockname()[1], b.getsockname()[1]
@@ -44,14 +51,19 @@ def head(reached: dict[str, str]):
                                 "--num-cpus", "2", "--temp-dir", f"{home}/ray"],
                                env={k: v for k, v in shell.items() if k != "RAY_ADDRESS"}, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True)
+    second = None
     try:
         while "Ray runtime started" not in (line := started.stdout.readline()):
             assert line, "ray start ended"
+        second = subprocess.Popen([RAY, "start", "--block", "--address", shell["RAY_ADDRESS"], "--num-cpus", "1",
+                                   "--dashboard-agent-listen-port", "0"],
+                                  env=shell, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_until(lambda: subprocess.run([RAY, "job", "list"], env=shell, capture_output=True).returncode == 0)
         yield shell
     finally:
-        started.send_signal(signal.SIGINT)
-        started.wait(30)
+        for process in filter(None, (second, started)):
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -75,20 +87,21 @@ def ran(sample_of, tmp_path_factory):
                "--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]',
                "--train.backbone", "timm:test_resnet", "--train.weights", "none", "--train.batch_size", "8",
                "--train.epochs", "1"]
-    with s3.server() as port, s3.faulty(port) as (proxy, injected, hold), head(s3.environment(proxy)) as shell:
+    with s3.server() as port, s3.faulty(port) as (proxy, injected, hold), nodes(s3.environment(proxy)) as shell:
         upload(root / "data", port)
         done = run(submit("jobs/pipeline.py", *options), root, shell)
         assert done.returncode == 0, done.stdout + done.stderr
         hold.faults = False
-        yield SimpleNamespace(root=root, options=options, shell=shell, stdout=done.stdout, injected=injected, hold=hold)
+        yield SimpleNamespace(root=root, options=options, shell=shell, stdout=done.stdout, injected=injected, hold=hold,
+                              port=port)
 
 
-def upload(folder: Path, port: int) -> None:
-    """Put the raw data into the bucket, past the line that breaks requests."""
+def upload(folder: Path, port: int, prefix: str = "raw") -> None:
+    """Put raw data into the bucket, past the line that breaks requests."""
     client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="eu-central-1",
                           aws_access_key_id="testing", aws_secret_access_key="testing")
     for file in (path for path in folder.rglob("*") if path.is_file()):
-        client.upload_file(str(file), "bucket", f"raw/{file.relative_to(folder)}")
+        client.upload_file(str(file), "bucket", f"{prefix}/{file.relative_to(folder)}")
 
 
 def run(words: list[str], cwd: Path, shell: dict[str, str]) -> subprocess.CompletedProcess:
@@ -104,6 +117,35 @@ def read(shell: dict[str, str], uri: str) -> bytes:
 def test_the_submitted_job_ends_with_its_result_although_requests_break(ran):
     assert ran.stdout.strip().splitlines()[-1] == f"result: {STORAGE}/runs/tiny/result.json"
     assert sum(ran.injected.values()) - ran.injected["none"] >= 5, ran.injected
+
+
+def test_both_nodes_crop_and_the_parts_are_those_of_a_local_run(ran, tmp_path, monkeypatch):
+    said = re.search(r"prepare: cropped on 2 nodes: (\w{56}) (\d+), (\w{56}) (\d+)", ran.stdout)
+    assert said and said[1] != said[3], ran.stdout
+    monkeypatch.setattr(prepare, "_on_workers", in_this_process)
+    sources = [SourceConfig("ckplus", "CK+"), SourceConfig("jaffe", "jaffe")]
+    local = prepared(Config(name="tiny", storage=str(tmp_path), data=DataConfig(root=str(ran.root / "data"),
+                                                                                sources=sources)))
+    parts = sorted((local / "images").iterdir())
+    made = sum(pq.read_metadata(part).num_rows for part in parts)
+    assert int(said[2]) + int(said[4]) == made and min(int(said[2]), int(said[4])) > 0
+    program = (f"import hashlib; from fer_ray import storage\nfor name in {[part.name for part in parts]}: print("
+               f"hashlib.sha256(storage.read_bytes(f'{STORAGE}/prepared/tiny/images/{{name}}')).hexdigest())")
+    remote = run([sys.executable, "-c", program], REPO, ran.shell).stdout.split()
+    assert remote == [hashlib.sha256(part.read_bytes()).hexdigest() for part in parts]
+
+
+@pytest.mark.parametrize("group", cases.GROUPS)
+def test_of_each_case_in_a_bucket_comes_what_was_put_in(ran, tmp_path, group):
+    for name, case in cases.usable(group, links=False).items():
+        case.build(tmp_path / group / name)
+    upload(tmp_path, ran.port, "cases")
+    done = run(command("prepare", *cases.options(group, "s3://bucket/cases", links=False), "--storage", STORAGE),
+               ran.root, ran.shell)
+    assert done.returncode == 0, done.stdout + done.stderr
+    index, rejected = (pd.read_parquet(io.BytesIO(read(ran.shell, f"{STORAGE}/prepared/{group}/{name}.parquet")))
+                       for name in ("index", "rejected"))
+    cases.check(group, index, rejected, links=False)
 
 
 def test_a_job_that_fails_ends_with_its_error(ran):

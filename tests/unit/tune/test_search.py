@@ -118,6 +118,15 @@ def test_trials_side_by_side_follow_the_cluster():
         fitting({"CPU": 8, "GPU": 2}, device="cuda", num_workers=4)
 
 
+@pytest.mark.parametrize(("nodes", "trials", "device", "threads"), [
+    ([(2, 0)], 1, "cpu", 2), ([(16, 0)], 4, "cpu", 4), ([(2, 0)], 3, "cpu", 1),
+    ([(2, 0), (1, 0)], 1, "cpu", 2), ([(2, 0), (2, 0), (2, 0)], 1, "cpu", 2),  # no trial lies on two nodes
+    ([(0, 0), (16, 0), (1, 0)], 4, "cpu", 4), ([(16, 0), (8, 8)], 8, "cuda", 1), ([(16, 0), (8, 2)], 2, "cuda", 4)])
+def test_a_trial_asks_for_no_more_than_a_node_has(nodes, trials, device, threads):
+    found = [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes]
+    assert search.threads_per_worker(found, trials, TrainConfig(device=device)) == threads
+
+
 def test_choosing_passes_over_diverged_trials_and_says_why_none_is_left():
     def trial(number, score, state, **more):
         return {"number": number, "score": score, "state": state, "history": [{}], "best_epoch": 0, "run": "r",
