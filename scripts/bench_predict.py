@@ -9,6 +9,15 @@ Measured on the same photographs, from files to a table, taking turns, `--rounds
 - ray: `jobs/predict.py`'s pipeline on all cores, every face, without the start of Ray, but with that of its workers;
 - fer: the package of that name (PyPI), if `--fer` names the Python of an environment that has it.
 
+With `--video` instead, on a drawn film of one moving face (640 x 480 px, 30 frames/s), frames of the film a second:
+
+- pyav, opencv: decoding all frames and taking every sixth as RGB;
+- loop: `cv2.VideoCapture`, `detectMultiScale(1.1, 5)` and the network on each of the first frames;
+- every_frame: `Recognizer.video(every=0)`, each frame's face found and scored;
+- default: `Recognizer.video()`, five frames a second;
+
+and the peak memory of a process that reads 10 s and of one that reads 10 min of it.
+
 The network is `--backbone` with random weights, which take as long as trained ones, or `--checkpoint`. Prints the
 medians; the last line is JSON.
 """
@@ -21,6 +30,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -28,6 +38,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import av
 import cv2
 import cv2.data
 import numpy as np
@@ -37,11 +48,20 @@ import torch
 from fer_ray import Recognizer
 from fer_ray.cli import connection
 from fer_ray.config import Config, to_dict
+from fer_ray.data.drawn_face import render_face
 from fer_ray.data_config import FacesConfig
 from fer_ray.model import augment, backbones, checkpoints
 from fer_ray.use import batch, inputs
+from fer_ray.use.footage import Footage
 from fer_ray.use.photographs import Search
 
+RATE, FILM_S = 30, 10
+MEMORY = """
+import resource, sys
+from fer_ray import Recognizer
+assert sum(bool(frame.faces) for frame in Recognizer.load(sys.argv[1]).video(sys.argv[2])) > 40
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 # What people write around the package; it takes BGR as OpenCV reads it, and its default detector is a Haar cascade.
 FER = """
 import json, sys, time, cv2
@@ -96,6 +116,103 @@ def with_fer(images: list[str], python: str, folder: Path) -> tuple[int, float]:
     return faces, seconds
 
 
+def write_film(file: Path, seconds: int) -> None:
+    """A drawn face that moves and changes its expression, with a camera's noise; H.264."""
+    rng, size = np.random.default_rng(0), (220, 260)
+    expressions = ("neutral", "happiness", "surprise", "anger", "sadness")
+    faces = [render_face(np.random.default_rng(3), name, 1.0, np.random.default_rng(0), size, 70).astype(np.float32)
+             for name in expressions]
+    ground = np.tile(np.linspace(60, 140, 640, dtype=np.float32), (480, 1))
+    with av.open(str(file), "w") as out:
+        stream = out.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "crf": "20"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        for number in range(seconds * RATE):
+            step, part = divmod(number / RATE / 2, 1)
+            turn = 2 * np.pi * number / (seconds * RATE)  # so that the film's end fits its beginning
+            x, y = round(200 + 120 * np.sin(turn)), round(100 + 60 * np.sin(2 * turn))
+            picture = ground.copy()
+            picture[y : y + size[1], x : x + size[0]] = (
+                (1 - part) * faces[int(step) % len(faces)] + part * faces[(int(step) + 1) % len(faces)])
+            picture = (picture + rng.normal(0, 3, picture.shape)).clip(0, 255).astype(np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.dstack([picture] * 3), format="rgb24")))
+        out.mux(stream.encode(None))
+
+
+def repeat_film(file: Path, times: int, target: Path) -> None:
+    """The film so many times in a row, without encoding it again."""
+    with av.open(str(file)) as source, av.open(str(target), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        length = source.streams.video[0].duration or 0
+        for number in range(times):
+            source.seek(0)
+            for packet in source.demux(video=0):
+                if packet.dts is not None and packet.pts is not None:
+                    packet.dts, packet.pts = packet.dts + number * length, packet.pts + number * length
+                    packet.stream = stream
+                    out.mux(packet)
+
+
+def decode_pyav(film: Path) -> int:
+    """Frames that were decoded, of which every sixth was taken."""
+    with Footage(str(film)) as footage:
+        number = 0
+        for number, still in enumerate(footage.frames(), 1):
+            if number % 6 == 0:
+                still.pixels()
+    return number
+
+
+def decode_opencv(film: Path) -> int:
+    """As `decode_pyav`."""
+    capture, number = cv2.VideoCapture(str(film)), 0
+    while capture.grab():
+        number += 1
+        if number % 6 == 0:
+            cv2.cvtColor(np.asarray(capture.retrieve()[1]), cv2.COLOR_BGR2RGB)
+    return number
+
+
+def video_loop(film: Path, checkpoint: str, frames: int, folder: Path) -> int:
+    """What a researcher writes, for the first frames; their number."""
+    capture, names = cv2.VideoCapture(str(film)), []
+    for number in range(frames):
+        names.append(str(folder / f"{number}.bmp"))
+        cv2.imwrite(names[-1], np.asarray(capture.read()[1]))
+    loop(names, checkpoint, folder / "loop.csv")
+    return frames
+
+
+def peak_memory(film: Path, checkpoint: str) -> int:
+    """MB of a process that reads the whole film."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", MEMORY, checkpoint, str(film)], capture_output=True,
+                          text=True, check=True)
+    return int(done.stdout) // 1024
+
+
+def measure_videos(checkpoint: str, rounds: int, folder: Path) -> dict:
+    """Frames a second by each way, and memory; prints a line a round."""
+    short, long = folder / "short.mp4", folder / "long.mp4"
+    write_film(short, FILM_S)
+    repeat_film(short, 60, long)
+    recognizer, frames = Recognizer.load(checkpoint), FILM_S * RATE
+
+    def scored(every: float) -> int:
+        faces = sum(bool(frame.faces) for frame in recognizer.video(short, every))
+        assert faces > 0.9 * min(frames, FILM_S / (every or 1 / RATE)), f"only {faces} faces were found"
+        return frames
+
+    found: list[dict[str, float]] = []
+    for _ in range(rounds):
+        found.append({"pyav": timed(lambda: decode_pyav(short)), "opencv": timed(lambda: decode_opencv(short)),
+                      "loop": timed(lambda: video_loop(short, checkpoint, 60, folder)),
+                      "every_frame": timed(lambda: scored(0)), "default": timed(lambda: scored(0.2))})
+        print("  ".join(f"{name} {rate:.1f}" for name, rate in found[-1].items()), "frames/s", flush=True)
+    medians = {name: round(statistics.median(rates[name] for rates in found), 1) for name in found[0]}
+    memory = {"short": peak_memory(short, checkpoint), "long": peak_memory(long, checkpoint)}
+    return {"frames_per_s": medians, "peak_mb": memory, "long_to_short": round(memory["long"] / memory["short"], 3)}
+
+
 def random_checkpoint(backbone: str, folder: Path) -> str:
     """A checkpoint of the backbone with random weights."""
     description = {"metrics": {"val_balanced_accuracy": 0.0}, "at_end_of_epoch": True, "config": to_dict(Config()),
@@ -105,7 +222,7 @@ def random_checkpoint(backbone: str, folder: Path) -> str:
 
 
 def timed(work: Callable[[], int]) -> float:
-    """Faces a second."""
+    """Faces (of a film: frames) a second."""
     start = time.perf_counter()
     faces = work()
     return faces / (time.perf_counter() - start)
@@ -114,16 +231,26 @@ def timed(work: Callable[[], int]) -> float:
 def main() -> None:
     """Print a line a round, then the medians as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", required=True, help="folder of photographs")
+    parser.add_argument("--images", help="folder of photographs")
+    parser.add_argument("--video", action="store_true", help="measure a drawn film instead of photographs")
     parser.add_argument("--count", type=int, default=1000, help="number of photographs")
     parser.add_argument("--backbone", default="efficientnet_lite0", help="network with random weights")
     parser.add_argument("--checkpoint", default="", help="checkpoint to use instead")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--fer", default="", help="python of an environment with the package fer")
     options = parser.parse_args()
+    if bool(options.images) == options.video:
+        parser.error("give either --images FOLDER or --video")
+    warnings.simplefilter("ignore")  # random weights have no temperature
+    if options.video:
+        with tempfile.TemporaryDirectory() as name:
+            checkpoint = options.checkpoint or random_checkpoint(options.backbone, Path(name) / "checkpoint")
+            found = measure_videos(checkpoint, options.rounds, Path(name))
+        print(json.dumps({**found, "backbone": options.backbone, "cores": os.cpu_count(),
+                          "date": date.today().isoformat()}))
+        return
     images = [picture.image for picture in inputs.find(options.images).photographs][: options.count]
     print(f"{len(images)} photographs, {os.cpu_count()} cores, {platform.processor() or 'x86'}", flush=True)
-    warnings.simplefilter("ignore")  # random weights have no temperature
     connection.connect()
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)

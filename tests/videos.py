@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pyarrow as pa
 
-from fer_ray.data.sample import render_face
+from fer_ray.data.drawn_face import render_face
 from fer_ray.data_config import FacesConfig
 from fer_ray.use import videos as of_videos
 from fer_ray.use.inputs import Picture

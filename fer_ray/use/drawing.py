@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fer_ray.report.figures import COLOURS
-from fer_ray.use.recognition import Face, Recognition
+from fer_ray.use.recognition import Face
 
 
-def annotate(picture: np.ndarray, recognition: Recognition) -> Image.Image:
+def annotate(picture: np.ndarray, faces: Mapping[int, Face], numbered: bool = False) -> Image.Image:
     """The photograph with the box of each face, its expression and the probability of that.
 
     Args:
         picture: uint8 [H, W(, 3)].
-        recognition: of that photograph.
+        faces: of that photograph, by their numbers.
+        numbered: write the numbers too.
 
     Returns: an RGB image of Pillow of the same size.
     """
@@ -24,11 +26,12 @@ def annotate(picture: np.ndarray, recognition: Recognition) -> Image.Image:
     draw = ImageDraw.Draw(image)
     line = max(2, round(max(image.size) / 320))
     font = ImageFont.load_default(max(11, max(image.size) / 36))
-    for face in recognition.faces:
+    for number, face in faces.items():
         colour = COLOURS[face.expression]
         corners = _corners(face)
         draw.line([*corners, corners[0]], fill=colour, width=line, joint="curve")
-        _write(draw, f"{face.expression} {face.probabilities[face.expression]:.0%}", corners, font, colour, image.size)
+        text = f"{number}: " * numbered + f"{face.expression} {face.probabilities[face.expression]:.0%}"
+        _write(draw, text, corners, font, colour, image.size)
     return image
 
 

@@ -105,7 +105,7 @@ def draw_part(item: dict, folder: str) -> dict:
             picture = pixels.load(image)
         except pixels.ImageError as error:
             raise storage.StorageError(f"{image}: cannot be read any more ({error})") from None
-        copy, sink = drawing.annotate(picture, found[image]), io.BytesIO()
+        copy, sink = drawing.annotate(picture, dict(enumerate(found[image].faces))), io.BytesIO()
         copy.thumbnail((SIDE, SIDE))
         copy.save(sink, "JPEG", quality=88)
         storage.write_bytes(storage.join(folder, file), sink.getvalue())

@@ -151,7 +151,7 @@ class Recognizer:
         Raises: pixels.ImageError if the image cannot be read; as a call.
         """
         picture = photographs.load(image)
-        return drawing.annotate(picture, recognition or self(picture))
+        return drawing.annotate(picture, dict(enumerate((recognition or self(picture)).faces)))
 
     def _cut(self, image: Photograph) -> tuple[list[Crop], str | None]:
         try:

@@ -22,7 +22,7 @@ from fer_ray.model import checkpoints
 from fer_ray.report import pages, video_figures
 from fer_ray.use import drawing, videos
 from fer_ray.use.footage import Footage
-from fer_ray.use.recognition import Face, Frame, Recognition
+from fer_ray.use.recognition import Face, Frame
 
 SIDE = 1280  # px of the longer side of a copy at most
 CLOCK = Fraction(1, 90_000)  # of a copy: frames keep their times, also where the rate varies
@@ -142,8 +142,8 @@ def draw(footage: Footage, frames: Iterator[Frame], every: float) -> Iterator[tu
     for still in footage.frames():
         while after is not None and after.time <= still.time:
             before, after = after, next(frames, None)
-        shown = tuple(between(before, after, still.time, max(every, 0.5)).values()) if before else ()
-        yield still.time, before, drawing.annotate(still.pixels(), Recognition("", shown, None))
+        shown = between(before, after, still.time, max(every, 0.5)) if before else {}
+        yield still.time, before, drawing.annotate(still.pixels(), shown, numbered=True)
 
 
 def between(before: Frame, after: Frame | None, time: float, hold: float) -> dict[int, Face]:
