@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fer_ray import storage
+from fer_ray.data import pixels
 
 SUFFIXES = frozenset(".mp4 .m4v .mov .qt .3gp .3g2 .avi .divx .mkv .webm .mpg .mpeg .mpe .vob .ts .mts .m2ts .wmv .asf "
                      ".flv .f4v .ogv .mxf".split())
@@ -35,10 +36,14 @@ class Still:
     stretch: float
     """Width of a stored pixel in its heights."""
 
+    @property
+    def width(self) -> int:
+        """Of the picture with square pixels, before it is turned; px."""
+        return max(1, round(self.frame.width * self.stretch))
+
     def pixels(self) -> np.ndarray:
         """What players show: upright and with square pixels, uint8 [H, W, 3] (RGB)."""
-        width = round(self.frame.width * self.stretch)
-        picture = self.frame.to_ndarray(format="rgb24", width=width, height=self.frame.height)
+        picture = self.frame.to_ndarray(format="rgb24", width=self.width, height=self.frame.height)
         turns = round(self.frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
@@ -69,8 +74,10 @@ class Footage:
             raise VideoError("no frame of it can be decoded")
         self._origin = self._seconds(first)
         self.rotation = first.rotation
-        shown = Still(0.0, first, self._stretch).pixels()
-        self.height, self.width = shown.shape[:2]
+        still = Still(0.0, first, self._stretch)
+        if _is_too_large(still):
+            raise VideoError(f"too large: {still.width} x {first.height} px, at most {pixels.MAX_PIXELS} are decoded")
+        self.height, self.width = still.pixels().shape[:2]
         self._reopen()
 
     def __enter__(self) -> Footage:
@@ -95,9 +102,11 @@ class Footage:
         if start > 0:
             frames = self._from(start)
         for frame in frames:
-            time = self._seconds(frame)
-            if time >= start - EPSILON_S:
-                yield Still(time, frame, self._stretch)
+            still = Still(self._seconds(frame), frame, self._stretch)
+            if _is_too_large(still):  # its size has changed
+                self.damaged += 1
+            elif still.time >= start - EPSILON_S:
+                yield still
 
     def _open(self) -> None:
         import av  # here, so that who predicts photographs does not wait for it
@@ -202,3 +211,8 @@ class Footage:
 
     def _away(self, error: OSError) -> storage.StorageError:
         return storage.StorageError(f"{self.uri}: {error.strerror or ' '.join(str(error).split())}")
+
+
+def _is_too_large(still: Still) -> bool:
+    """Whether its pixels could fill a machine's memory: a file of a few kB may declare any size."""
+    return still.width * still.frame.height > pixels.MAX_PIXELS

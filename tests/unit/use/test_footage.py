@@ -147,6 +147,7 @@ def frameless(path: Path) -> None:
      "no video that FFmpeg can read"),
     (headless, "or its end is missing"),
     (sound, "sound alone"),
+    (lambda path: videos.write(path, noise(1, (640, 640)), shape=Fraction(500)), "too large: 320000 x 640 px"),
     (frameless, "no frame of it can be decoded"),
     (lambda path: None, "file not found")])
 def test_what_is_no_video_has_a_reason(tmp_path, make, reason):
