@@ -78,6 +78,9 @@ class TrainConfig:
     """Part of the target probability that is spread over all classes."""
     average: BelowOne = 0.0
     """Validate, keep and use a moving average of the weights, of which a step leaves this part (EMA); 0: none."""
+    flip_average: bool = False
+    """Wherever the trained network is used, score an image by the mean of its logits and those of its mirror image: it
+    recognises better and takes twice as long. Checkpoints and exports keep this."""
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
     """Weight of a class in the loss: equal for all, or the inverse of (the square root of) its frequency."""
     sampling: Literal["natural", "balanced"] = "natural"

@@ -19,7 +19,7 @@ class Predictor:
     """A network in evaluation mode on its device, which sees the centre of each crop."""
 
     def __init__(self, model: nn.Module, backbone: str, threads: int = 0, device: str = "cpu",
-                 temperature: float = 1.0):
+                 temperature: float = 1.0, flip_average: bool = False):
         """A network.
 
         Args:
@@ -28,6 +28,7 @@ class Predictor:
             threads: of torch in this whole process; 0: as many as it has.
             device: cpu or cuda.
             temperature: divides the logits.
+            flip_average: logits are the mean of those of a crop and of its mirror image.
         """
         if threads:
             torch.set_num_threads(threads)
@@ -35,14 +36,14 @@ class Predictor:
         # channels-last, as `augment.to_tensor` makes the images: convolutions are faster in this memory format
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.head = backbones.head(model, backbone)
-        self.temperature = temperature
+        self.temperature, self.flip_average = temperature, flip_average
 
     @classmethod
     def from_checkpoint(cls, uri: str, threads: int = 0, device: str = "cpu",
                         temperature: float = 1.0) -> Predictor:
         """The network of a checkpoint. Raises: checkpoints.CheckpointError; storage.StorageError."""
         model, description = checkpoints.load_model(uri)
-        return cls(model, description["backbone"], threads, device, temperature)
+        return cls(model, description["backbone"], threads, device, temperature, flips(description))
 
     @torch.inference_mode()
     def probabilities(self, crops: list[np.ndarray], batch_size: int = 0) -> np.ndarray:
@@ -51,7 +52,7 @@ class Predictor:
         `batch_size`: crops of a forward pass; 0: what suits the device.
         """
         rows = [(logits.float() / self.temperature).softmax(1).cpu().numpy()
-                for logits in self._logits(crops, batch_size or BATCH_SIZES[self.device.type])]
+                for logits in self._logits(crops, batch_size or BATCH_SIZES[self.device.type], self.flip_average)]
         return np.concatenate(rows) if rows else np.zeros((0, self.head.out_features), np.float32)
 
     @torch.inference_mode()
@@ -62,13 +63,20 @@ class Predictor:
         # probabilities too.
         hook = self.head.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].float().cpu().numpy()))
         try:
-            for _ in self._logits(crops, batch_size):
+            for _ in self._logits(crops, batch_size, mirrored_too=False):
                 pass
         finally:
             hook.remove()
         return np.concatenate(rows) if rows else np.zeros((0, self.head.in_features), np.float32)
 
-    def _logits(self, crops: list[np.ndarray], batch_size: int) -> Iterator[torch.Tensor]:
+    def _logits(self, crops: list[np.ndarray], batch_size: int, mirrored_too: bool) -> Iterator[torch.Tensor]:
         for first in range(0, len(crops), batch_size):
-            images = np.stack([augment.eval_transform(crop) for crop in crops[first : first + batch_size]])
-            yield self.model(augment.to_tensor(images, self.device))
+            centres = np.stack([augment.eval_transform(crop) for crop in crops[first : first + batch_size]])
+            images = augment.to_tensor(centres, self.device)
+            logits = self.model(images)
+            yield (logits + self.model(images.flip(3))) / 2 if mirrored_too else logits
+
+
+def flips(description: dict) -> bool:
+    """Whether a checkpoint was trained to be used with `train.flip_average`. `description`: its `model.json`."""
+    return description["config"]["train"].get("flip_average", False)  # older checkpoints were not

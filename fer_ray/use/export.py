@@ -110,7 +110,7 @@ def export_checkpoint(config: Config, prepared: str, checkpoint: str, threads: i
     Raises: MismatchError if a format differs too much; OnnxError if the network cannot be written;
         checkpoints.CheckpointError; storage.StorageError.
     """
-    from fer_ray.model.predictor import Predictor
+    from fer_ray.model.predictor import Predictor, flips
     from fer_ray.use import onnx_export
 
     target = folder_of(config)
@@ -122,9 +122,10 @@ def export_checkpoint(config: Config, prepared: str, checkpoint: str, threads: i
     labels = np.array([EXPRESSIONS.index(e) for *_, expressions in batches.rows_by_part(test) for e in expressions])
     about = onnx_export.metadata_of(description, temperature)
     with tempfile.TemporaryDirectory(dir=scratch.folder()) as folder:
-        _write(network, about, config.export.formats, folder, prepared, index[index["split"] == "val"])
+        _write(network, about, flips(description), config.export.formats, folder, prepared,
+               index[index["split"] == "val"])
         weights = storage.join(checkpoint, "model.safetensors")
-        original = Predictor(network, description["backbone"], threads, temperature=temperature or 1.0)
+        original = Predictor.from_checkpoint(checkpoint, threads, temperature=temperature or 1.0)
         expected, speed = _apply(original, prepared, test, config.evaluate.batch_size)
         rows = [{"format": "original", "file": weights, "bytes": storage.stat(weights)[0], "images_per_s": speed,
                  **_compare(expected, expected, labels)}]
@@ -146,7 +147,8 @@ def export_checkpoint(config: Config, prepared: str, checkpoint: str, threads: i
     storage.write_json(storage.join(target, "export.json"), summary)
 
 
-def _write(network, about: dict, formats: Sequence[str], folder: str, prepared: str, val: pd.DataFrame) -> None:
+def _write(network, about: dict, flip_average: bool, formats: Sequence[str], folder: str, prepared: str,
+           val: pd.DataFrame) -> None:
     """Write the network in these formats into a local folder."""
     import torch
 
@@ -154,7 +156,7 @@ def _write(network, about: dict, formats: Sequence[str], folder: str, prepared: 
 
     files = {name: str(Path(folder) / file) for name, file in FILES.items()}
     temperature, backbone = about["temperature"] or 1.0, about["backbone"]
-    program = onnx_export.trace(onnx_export.CropClassifier(network, temperature), backbone)
+    program = onnx_export.trace(onnx_export.CropClassifier(network, temperature, flip_average), backbone)
     if "torch" in formats:
         onnx_export.write_torch(program, files["torch"], about)
     if {"onnx", "onnx_int8"} & set(formats):
@@ -164,7 +166,7 @@ def _write(network, about: dict, formats: Sequence[str], folder: str, prepared: 
         crops = [augment.to_rgb(crop) for part in _crops_by_part(prepared, some) for crop in part]
         onnx_export.quantize(files["onnx"], files["onnx_int8"], crops)
     if "onnx_fp16" in formats:
-        half = onnx_export.CropClassifier(network, temperature, torch.float16)
+        half = onnx_export.CropClassifier(network, temperature, flip_average, torch.float16)
         onnx_export.write_onnx(onnx_export.trace(half, backbone), files["onnx_fp16"], about)
 
 

@@ -32,11 +32,19 @@ CALIBRATION_BATCH = 8  # crops that pass at once while the ranges for int8 are m
 class CropClassifier(nn.Module):
     """A network with what comes before and after it: uint8 crops [N, 256, 256, 3] to probabilities, float32 [N, 8]."""
 
-    def __init__(self, network: nn.Module, temperature: float, dtype: torch.dtype = torch.float32):
-        """`dtype`: of the network's weights and arithmetic; pixels and probabilities are made in float32 always."""
+    def __init__(self, network: nn.Module, temperature: float, flip_average: bool = False,
+                 dtype: torch.dtype = torch.float32):
+        """A network with its surroundings.
+
+        Args:
+            network: any.
+            temperature: divides the logits.
+            flip_average: logits are the mean of those of a crop and of its mirror image.
+            dtype: of the network's weights and arithmetic; pixels and probabilities are made in float32 always.
+        """
         super().__init__()
         self.network = (copy.deepcopy(network) if dtype != torch.float32 else network).to(dtype).eval()
-        self.temperature, self.dtype = temperature, dtype
+        self.temperature, self.flip_average, self.dtype = temperature, flip_average, dtype
         # constants of the preparation of pixels, which stays float32 whatever the type of the network
         self.mean = nn.Buffer(torch.from_numpy(augment.MEAN * 255).view(1, 3, 1, 1))
         self.std = nn.Buffer(torch.from_numpy(augment.STD * 255).view(1, 3, 1, 1))
@@ -45,8 +53,11 @@ class CropClassifier(nn.Module):
         """The centre of each crop, normalised; then the network; then softmax at the temperature."""
         first = (CROP_SIDE - augment.CROP) // 2
         centre = crops[:, first : first + augment.CROP, first : first + augment.CROP].permute(0, 3, 1, 2)
-        normalised = (centre.float() - self.mean) / self.std
-        return (self.network(normalised.to(self.dtype)).float() / self.temperature).softmax(1)
+        images = ((centre.float() - self.mean) / self.std).to(self.dtype)
+        logits = self.network(images).float()
+        if self.flip_average:
+            logits = (logits + self.network(images.flip(3)).float()) / 2
+        return (logits / self.temperature).softmax(1)
 
 
 def metadata_of(description: dict, temperature: float | None) -> dict:

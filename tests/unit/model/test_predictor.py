@@ -21,6 +21,15 @@ def test_probabilities_are_the_softmax_of_the_network_over_centre_crops(network)
         assert made == pytest.approx(network.model(images).softmax(1).numpy(), abs=1e-5)
 
 
+def test_a_flip_average_scores_a_crop_and_its_mirror_image_alike(network):
+    flipping = predictor.Predictor(network.model, "timm:test_resnet", flip_average=True)
+    mirrored = [np.ascontiguousarray(crop[:, ::-1]) for crop in CROPS]
+    made = flipping.probabilities(CROPS)
+    assert made == pytest.approx(flipping.probabilities(mirrored), abs=1e-5)
+    logits = [np.log(network.probabilities(crops)) for crops in (CROPS, mirrored)]
+    assert made == pytest.approx(torch.from_numpy(sum(logits) / 2).softmax(1).numpy(), abs=1e-5)
+
+
 def test_features_are_what_the_last_layer_makes_logits_of(network):
     features = network.features(CROPS, batch_size=3)
     assert features.shape == (5, network.head.in_features) and features.dtype == np.float32

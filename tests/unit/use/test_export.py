@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fer_ray import storage
-from fer_ray.config import Config, EvaluateConfig, ExportConfig, to_dict
+from fer_ray.config import Config, EvaluateConfig, ExportConfig, TrainConfig, to_dict
 from fer_ray.data import prepared_set
 from fer_ray.data.manifest import EXPRESSIONS, DataError
 from fer_ray.model import backbones, checkpoints
@@ -58,7 +58,7 @@ def root(tmp_path_factory):
         backbones.head(model, "timm:test_resnet@96").weight *= 200
     checkpoints.save(f"{root}/checkpoint", "timm:test_resnet@96", model, {}, {
         "progress": {"epoch": 1, "step": 0}, "at_end_of_epoch": True, "metrics": {"val_balanced_accuracy": 0.5},
-        "config": to_dict(Config()), "data_fingerprint": "print"})
+        "config": to_dict(Config(train=TrainConfig(flip_average=True))), "data_fingerprint": "print"})
     checkpoints.write_calibration(f"{root}/checkpoint", TEMPERATURE, None)
     return root
 
@@ -149,7 +149,7 @@ class Off:
 @pytest.mark.parametrize(("name", "by"), [("onnx", 2e-4), ("onnx", np.nan), ("torch", 2e-4), ("onnx_fp16", 0.03),
                                           ("onnx_int8", 0.2), ("onnx_int8", np.nan)])
 def test_a_mismatch_is_an_error_and_leaves_nothing(root, monkeypatch, name, by):
-    monkeypatch.setattr(export, "_write", lambda network, about, formats, folder, *_: [
+    monkeypatch.setattr(export, "_write", lambda network, about, flips, formats, folder, *_: [
         Path(folder, export.FILES[one]).write_bytes(b"x") for one in formats])
     monkeypatch.setattr(export, "_open", lambda *_: Off(root, 0.0))
     run(root, "off", [name])
