@@ -47,6 +47,26 @@ def environment(port: int) -> dict[str, str]:
     return KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
 
 
+@contextlib.contextmanager
+def in_this_process(port: int):
+    """Have this process use it, and no client of another server that an earlier test reached or will reach."""
+    import pytest
+
+    import fer_ray.s3
+
+    clients = [value for value in vars(fer_ray.s3).values() if hasattr(value, "cache_clear")]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(port).items():
+            patch.setenv(name, value)
+        for client in clients:
+            client.cache_clear()
+        try:
+            yield
+        finally:
+            for client in clients:
+                client.cache_clear()
+
+
 class Hold:
     """Stops requests of a kind on their way, so that a client can be killed in the middle of them, or refuses them."""
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from fer_ray import storage
 from fer_ray.config import Config, to_dict
-from fer_ray.data import crops, duplicates, faces, manifest, prepared_set, provenance, shortcuts, splits
+from fer_ray.data import crops, duplicates, faces, leaks, manifest, prepared_set, provenance, shortcuts, splits
 from fer_ray.data.prepared_set import SCHEMA_VERSION, write_table
 from fer_ray.data_config import FacesConfig, SplitConfig
 from fer_ray.progress import Progress
@@ -290,12 +290,12 @@ def _write_split(uri: str, index: pd.DataFrame, rejected: pd.DataFrame, summary:
 
 def audit(uri: str, index: pd.DataFrame) -> dict:
     """Write `leaks.parquet` and `conflicts.parquet` of a prepared set; their counts, and their entries in `files`."""
-    leaks = splits.audit(index)
-    conflicts = splits.conflicts(index, functools.partial(prepared_set.read_crops, uri))
-    files = write_table(uri, "leaks", pa.Table.from_pandas(leaks, preserve_index=False)) | write_table(
+    found = leaks.audit(index)
+    conflicts = leaks.conflicts(index, functools.partial(prepared_set.read_crops, uri))
+    files = write_table(uri, "leaks", pa.Table.from_pandas(found, preserve_index=False)) | write_table(
         uri, "conflicts", pa.Table.from_pandas(conflicts, preserve_index=False))
     copies = len(index) - index["cluster"].nunique()
-    return {"leaks": splits.summarize(leaks), "conflicts": len(conflicts), "near_duplicates": copies, "files": files}
+    return {"leaks": leaks.summarize(found), "conflicts": len(conflicts), "near_duplicates": copies, "files": files}
 
 
 def audit_again(uri: str) -> dict:

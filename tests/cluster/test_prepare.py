@@ -19,7 +19,7 @@ from cluster.conftest import command, joining, nodes_of, ray_on, run_job
 from PIL import Image
 
 from fer_ray.config import Config
-from fer_ray.data import crops, drawn_face, prepare, splits
+from fer_ray.data import crops, drawn_face, leaks, prepare
 from fer_ray.data.sources import read_manifest
 from fer_ray.data_config import DataConfig, FacesConfig, FolderConfig, SplitConfig
 from fer_ray.report import prepared_page
@@ -129,7 +129,7 @@ def test_every_bad_file_is_a_row_with_its_reason_and_none_stops_the_job(messy, t
         copies = index[index.image.str.contains(r"p00_1|p3\d_1")]
         assert len(copies) == 6 and copies.split.nunique() == 1
         summary = json.loads((folder / "prepared.json").read_text())
-        assert summary["leaks"] == dict.fromkeys(splits.LEAK_KINDS, 0) and summary["near_duplicates"] >= 5
+        assert summary["leaks"] == dict.fromkeys(leaks.LEAK_KINDS, 0) and summary["near_duplicates"] >= 5
         assert sum(summary["counts"]["read"]["folder"].values()) == good + bad
         page = Path(prepared_page.write(str(folder), "set")).read_text()
         assert "too large: 400000000 px" in page and "http" not in page.replace("http-equiv", "")
@@ -147,7 +147,7 @@ def test_planted_leaks_are_all_found(messy, faces_root, tmp_path):
         clean = prepared(config_for(root, tmp_path / "a", faces=FacesConfig()))
         index = table(clean, "index")
         people = index[index.image.str.contains(r"p[01]\d_1")]
-        assert splits.audit(people.assign(split="train")).empty
+        assert leaks.audit(people.assign(split="train")).empty
         changes = {"flip": lambda p: p[:, ::-1], "bright": lambda p: cv2.add(p, np.full_like(p, 25)),
                    "jpeg": lambda p: cv2.imdecode(cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 50])[1], 1)}
         planted = tmp_path / "planted"
@@ -160,10 +160,10 @@ def test_planted_leaks_are_all_found(messy, faces_root, tmp_path):
             cv2.imwrite(str(planted / f"test/sad/q{number:02}_{change}.png"), changes[change](picture))
         # one person of the training split, another picture of him in test
         config = config_for(planted, tmp_path / "b", split=SplitConfig(by="official"))
-        leaks = table(prepared(dataclasses.replace(config, data=DataConfig(
+        found = table(prepared(dataclasses.replace(config, data=DataConfig(
             "folder", str(planted), folder=FolderConfig(subject_pattern=r"[pq](\d\d)_")))), "leaks")
-        assert (leaks.kind == "subject").sum() == len(people)
-        assert (leaks.kind == "near_duplicate").sum() == len(people)
+        assert (found.kind == "subject").sum() == len(people)
+        assert (found.kind == "near_duplicate").sum() == len(people)
         # by subject of which nothing is known, the copies stay with what they are copies of
         safe = table(prepared(dataclasses.replace(config, split=SplitConfig())), "leaks")
         assert safe.empty

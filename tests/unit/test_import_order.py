@@ -40,6 +40,7 @@ ORDER = {
     "data.hamming": False,
     "data.duplicates": False,
     "data.splits": False,
+    "data.leaks": False,
     "data.shortcuts": False,
     "data.prepared_set": False,
     "data.provenance": False,

@@ -135,12 +135,8 @@ def test_of_any_mixture_all_files_are_accounted_for(tmp_path_factory, sets, extr
 
 @pytest.fixture(scope="module")
 def bucket():
-    with s3.server() as port, pytest.MonkeyPatch.context() as patch:
-        for name, value in s3.environment(port).items():
-            patch.setenv(name, value)
-        fer_ray.s3._client.cache_clear(), fer_ray.s3.filesystem.cache_clear()
+    with s3.server() as port, s3.in_this_process(port):
         yield "s3://bucket"
-        fer_ray.s3._client.cache_clear(), fer_ray.s3.filesystem.cache_clear()
 
 
 def upload(root, uri):

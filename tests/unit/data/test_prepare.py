@@ -145,9 +145,7 @@ def test_files_whose_size_and_time_stayed_are_not_read(config, monkeypatch):
 
 def test_a_set_on_s3_has_the_parts_of_a_local_one_and_keeps_them(config, cropped, monkeypatch):
     local = prepared(config)
-    with s3.server() as port:
-        for name, value in s3.environment(port).items():
-            monkeypatch.setenv(name, value)
+    with s3.server() as port, s3.in_this_process(port):
         remote = dataclasses.replace(config, storage="s3://bucket/work")
         uri = prepare.prepare(remote, read_manifest(config.data))
         assert set(storage.list_files(f"{uri}/images")) == parts_of(local)

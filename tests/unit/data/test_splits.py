@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer_ray.data import duplicates, faces, splits
+from fer_ray.data import duplicates, faces, leaks, splits
 from fer_ray.data.drawn_face import render_face
 from fer_ray.data.manifest import EXPRESSIONS, DataError
 
@@ -240,13 +240,13 @@ def gallery(crops: list[np.ndarray], split: list[str]) -> pd.DataFrame:
 def test_planted_near_duplicates_are_found_and_nothing_else(change, seed):
     crops = [picture(100 * seed + number) for number in range(30)]
     rows = gallery([*crops, CHANGES[change](crops[7])], ["train"] * 30 + ["test"])
-    leaks = splits.audit(rows)
+    found = leaks.audit(rows)
     kind = "identical" if change == "identical" else "near_duplicate"
-    assert splits.summarize(leaks) == dict.fromkeys(splits.LEAK_KINDS, 0) | {kind: 1}
-    leak = leaks.iloc[0]
+    assert leaks.summarize(found) == dict.fromkeys(leaks.LEAK_KINDS, 0) | {kind: 1}
+    leak = found.iloc[0]
     assert (leak.splits, leak.images) == ("train,test", 2)
     assert {leak.example_a, leak.example_b} == {"0007.png", "0030.png"}
-    assert splits.audit(rows.assign(split=splits.assign(rows))).empty
+    assert leaks.audit(rows.assign(split=splits.assign(rows))).empty
 
 
 def test_a_face_found_elsewhere_in_a_copy_is_still_a_near_duplicate():
@@ -254,19 +254,19 @@ def test_a_face_found_elsewhere_in_a_copy_is_still_a_near_duplicate():
     rows = gallery(crops, ["train"] * 29 + ["test"])
     whole = ["picture_hash", "picture_hash_flipped", "picture_thumbnail"]
     rows.loc[29, whole] = rows.loc[3, whole]
-    assert splits.audit(linked(rows)).empty  # the same background with another face is another person
+    assert leaks.audit(linked(rows)).empty  # the same background with another face is another person
     rows.loc[29, "face_hash"] = rows.loc[3, "face_hash"] ^ np.uint64(0b1111_1111_1111)
-    assert list(splits.audit(linked(rows)).kind) == ["near_duplicate"]
+    assert list(leaks.audit(linked(rows)).kind) == ["near_duplicate"]
 
 
 def test_the_same_picture_with_two_expressions_is_a_conflict_unless_it_is_a_video():
     crop = picture(0)
     rows = gallery([crop, reencoded(crop), picture(1)], ["train"] * 3).assign(expression=["fear", "sadness", "fear"])
     crops = dict(zip(rows.image, [crop, reencoded(crop), picture(1)], strict=True))
-    found = splits.conflicts(rows, lambda some: {image: crops[image] for image in some.image})
+    found = leaks.conflicts(rows, lambda some: {image: crops[image] for image in some.image})
     assert list(found.expressions) == ["fear,sadness"] and found.images[0] == 2
     assert (found.example_a[0], found.example_b[0]) == ("0000.png", "0001.png")
-    assert splits.conflicts(rows.assign(sequence="S1/1"), crops.get).empty
+    assert leaks.conflicts(rows.assign(sequence="S1/1"), crops.get).empty
 
 
 @pytest.mark.parametrize("first", ["anger", "contempt", "sadness"])
@@ -277,9 +277,9 @@ def test_two_moments_of_one_person_are_no_conflict(first):
     crops = [faces.cut(picture, (70, 60, 180, 180), 0.2) for picture in drawn]
     rows = gallery(crops, ["train"] * 2).assign(expression=["neutral", first], cluster=0, digest=["a", "b"])
     rows[duplicates.HASHES] = rows[duplicates.HASHES].iloc[[0, 0]].to_numpy(np.uint64)  # as alike as hashes can say
-    assert splits.conflicts(rows, lambda some: dict(zip(rows.image, crops, strict=True))).empty
+    assert leaks.conflicts(rows, lambda some: dict(zip(rows.image, crops, strict=True))).empty
     copies = [crops[0], reencoded(np.ascontiguousarray(crops[0][:, ::-1]))]
-    assert len(splits.conflicts(rows, lambda some: dict(zip(rows.image, copies, strict=True)))) == 1
+    assert len(leaks.conflicts(rows, lambda some: dict(zip(rows.image, copies, strict=True)))) == 1
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -292,22 +292,22 @@ def test_every_kind_of_copy_is_the_same_picture(change):
 def test_near_duplicates_inside_one_split_are_no_leak():
     crop = picture(0)
     rows = gallery([crop, reencoded(crop), picture(1)], ["train", "train", "test"])
-    assert splits.audit(rows).empty
+    assert leaks.audit(rows).empty
 
 
 def test_subjects_and_sequences_in_two_splits():
     rows = people(10, 0)
     rows["split"] = splits.assign(rows, by="subject")
-    assert splits.audit(rows).empty
+    assert leaks.audit(rows).empty
     victim = rows["sequence"].value_counts().index[0]
     members = rows.index[rows["sequence"] == victim]
     rows.loc[members, "split"] = ["train", "val", "test"]
-    leaks = splits.audit(rows)
-    assert list(leaks["kind"]) == ["subject", "sequence"]
-    assert leaks.iloc[1]["key"] == victim
-    assert leaks.iloc[1]["splits"] == "train,val,test"
-    assert leaks.iloc[1]["images"] == 3
-    assert splits.audit(rows.sample(frac=1, random_state=0)).equals(leaks)
+    found = leaks.audit(rows)
+    assert list(found["kind"]) == ["subject", "sequence"]
+    assert found.iloc[1]["key"] == victim
+    assert found.iloc[1]["splits"] == "train,val,test"
+    assert found.iloc[1]["images"] == 3
+    assert leaks.audit(rows.sample(frac=1, random_state=0)).equals(found)
 
 
 def test_empty_pictures_are_alike():

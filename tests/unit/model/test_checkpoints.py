@@ -164,16 +164,9 @@ def test_a_path_that_is_no_folder_of_a_checkpoint(tmp_path):
 @pytest.fixture
 def bucket(monkeypatch):
     """Port of a real S3 server that this process uses as `s3://bucket`, and a `Hold` that has it refuse requests."""
-    with s3.server() as port, s3.faulty(port, fraction=0) as (proxy, _, hold):
-        for key, value in s3.environment(proxy).items():
-            monkeypatch.setenv(key, value)
-        monkeypatch.setattr(fer_ray.s3, "ATTEMPTS", 1)
-        clients = [value for value in vars(fer_ray.s3).values() if hasattr(value, "cache_clear")]
-        for client in clients:
-            client.cache_clear()
+    monkeypatch.setattr(fer_ray.s3, "ATTEMPTS", 1)
+    with s3.server() as port, s3.faulty(port, fraction=0) as (proxy, _, hold), s3.in_this_process(proxy):
         yield hold
-        for client in clients:
-            client.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "users"), [

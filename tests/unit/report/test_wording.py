@@ -32,7 +32,7 @@ def test_a_clean_set_for_testing():
 def test_every_kind_of_split_and_leak_has_words():
     from typing import get_args, get_type_hints
 
-    from fer_ray.data.splits import LEAK_KINDS
+    from fer_ray.data.leaks import LEAK_KINDS
     from fer_ray.data_config import SplitConfig
 
     assert set(wording.SPLITS) == set(get_args(get_type_hints(SplitConfig)["by"]))

@@ -10,7 +10,6 @@ import pytest
 import s3
 import videos
 
-import fer_ray.s3
 from fer_ray import storage
 from fer_ray.use.footage import Footage, VideoError
 
@@ -85,18 +84,14 @@ def test_times_are_those_of_a_variable_frame_rate(tmp_path):
         assert list(read(videos.write(tmp_path / name, zip(times, pictures, strict=True)))[0]) == times
 
 
-def test_a_video_in_a_bucket_is_read_where_it_lies(tmp_path, monkeypatch):
+def test_a_video_in_a_bucket_is_read_where_it_lies(tmp_path):
     film = videos.write(tmp_path / "film.mp4", noise(12))
-    with s3.server() as port, monkeypatch.context() as patch:
-        for name, value in s3.environment(port).items():
-            patch.setenv(name, value)
-        fer_ray.s3._client.cache_clear()
+    with s3.server() as port, s3.in_this_process(port):
         storage.write_bytes("s3://bucket/film.mp4", Path(film).read_bytes())
         whole, there = read(film)[0], read("s3://bucket/film.mp4")[0]
         assert list(there) == list(whole) and all((there[time] == whole[time]).all() for time in whole)
         with pytest.raises(VideoError, match="file not found"):
             Footage("s3://bucket/gone.mp4")
-    fer_ray.s3._client.cache_clear()
 
 
 def test_storage_that_fails_is_no_damaged_video(tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import pytest
 import s3
 import videos
 
-import fer_ray.s3
 from fer_ray import storage
 from fer_ray.data.manifest import OUTSIDE, DataError
 from fer_ray.use import inputs
@@ -70,10 +69,7 @@ def test_a_table_names_images_beside_it_each_once(folder, suffix):
 
 def test_a_bucket_is_listed_and_not_asked_for_each_image(folder, monkeypatch):
     root = "s3://bucket/my/photos"
-    with s3.server() as port, monkeypatch.context() as patch:
-        for name, value in s3.environment(port).items():
-            patch.setenv(name, value)
-        fer_ray.s3._client.cache_clear(), fer_ray.s3.filesystem.cache_clear()
+    with s3.server() as port, s3.in_this_process(port), monkeypatch.context() as patch:
         for name in FILES:
             storage.write_bytes(f"{root}/{name}", b"xyz")
         storage.write_bytes(f"{root}/t.csv", b"image\ntrip/c.PNG\ngone.png\n../x.png\ns3://other/x.png\n./a.png\n")
@@ -91,7 +87,6 @@ def test_a_bucket_is_listed_and_not_asked_for_each_image(folder, monkeypatch):
         assert table[-1].image == f"{root}/a.png"
         with pytest.raises(DataError, match="nothing lies below it"):
             inputs.find("s3://bucket/nothing")
-    fer_ray.s3._client.cache_clear(), fer_ray.s3.filesystem.cache_clear()
 
 
 def test_a_folder_may_be_a_uri(folder):
