@@ -48,6 +48,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=rank)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session):
+    """Several processes that each start a Ray would get into each other's way, so see that they will not."""
+    apart = session.config.getoption("dist", "no") == "loadgroup"
+    if apart and any(item.get_closest_marker("cluster") and not item.nodeid.endswith("@ray") for item in session.items):
+        raise pytest.UsageError("pytest-xdist does not heed its groups: pytest 9.2 with pytest-xdist 3.8 loses them; "
+                                "install the versions of constraints-dev.txt")
+
+
 @pytest.fixture(scope="session")
 def sample_of(tmp_path_factory):
     """`sample_of(folder, people)` writes what `write_sample` of so many people (at most 6) with seed 0 would.

@@ -45,7 +45,7 @@ def search(config: Config, prepared: str, loaded: dict[str, TrainingInput] | Non
     from ray import tune
 
     claim_search(config, prepared)
-    config = dataclasses.replace(config, train=resources.settle(config.train, config.tune.num_trials))
+    config = _settled(config)
     train, single = config.train, config.train.num_workers == 1
     resources.wait_for_workers(train)
     side_by_side = concurrency(ray.cluster_resources(), config)
@@ -77,6 +77,11 @@ def search(config: Config, prepared: str, loaded: dict[str, TrainingInput] | Non
     return outcome.trials(config)
 
 
+def _settled(config: Config) -> Config:
+    """The configuration with the device and number of workers that each trial is to have on this cluster."""
+    return dataclasses.replace(config, train=resources.settle(config.train, config.tune.num_trials))
+
+
 def claim_search(config: Config, prepared: str) -> None:
     """See that a search of this name, if there is one, has the same settings and data, and write them down if not.
 
@@ -94,6 +99,7 @@ def load_inputs(config: Config, prepared: str) -> dict[str, TrainingInput]:
     """
     import ray
 
+    config = _settled(config)
     loaded = {train.backbone: inputs.load_inputs(dataclasses.replace(config, train=train), prepared)
               for train in space.trainings(config)}
     for one in loaded.values():
