@@ -10,7 +10,7 @@ import pandas as pd
 from fer_ray import storage
 from fer_ray.cli import studies, wording
 from fer_ray.config import Config
-from fer_ray.data import prepare, prepared_set
+from fer_ray.data import duplicates, prepare, prepared_set
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.evaluate import labels, protocols
 from fer_ray.report import pages, prepared_page
@@ -64,7 +64,7 @@ def _rank(predictions: pd.DataFrame, prepared: str) -> pd.DataFrame:
     """`labels.rank` of all images, with what is known of each; a row an image, the most doubtful first."""
     index = prepared_set.read_index(prepared).set_index("image").loc[predictions["image"]].reset_index()
     ranked = labels.rank(predictions["expression"].tolist(), protocols.probabilities_of(predictions), index,
-                         functools.partial(prepared_set.read_crops, prepared))
+                         functools.partial(prepared_set.read_crops, prepared, make=duplicates.thumbnail))
     known = predictions[["image", "dataset", "subject", "expression"]].iloc[ranked["position"]]
     return known.reset_index(drop=True).join(ranked.drop(columns="position"))
 

@@ -33,7 +33,6 @@ STRANGER_BITS = 20
 # eyes, while the faces as a whole correlate. docs/data.md has the figures.
 SAME_PICTURE_DIFFERENCE = 0.6
 PAIRS_COMPARED = 10_000  # at once, as 32-bit thumbnails some 80 MiB
-CROPS_READ = 512  # at once, of which only thumbnails are kept
 
 
 def clusters(rows: pd.DataFrame) -> np.ndarray:
@@ -146,7 +145,7 @@ def _merged(cluster: np.ndarray, links: np.ndarray) -> np.ndarray:
     return renamed[cluster]
 
 
-def contradictions(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> np.ndarray:
+def contradictions(rows: pd.DataFrame, read_thumbnails: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> np.ndarray:
     """Pairs of rows that show the same picture but have different expressions; positions, int [P, 2], the likest first.
 
     Two frames of one video are none: they look alike while the expression changes. Of rows with the same crop, picture,
@@ -155,7 +154,7 @@ def contradictions(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict
     Args:
         rows: have the columns `image`, `expression`, `sequence`, `digest` (of the crop's pixels), `HASHES` and
             `cluster` (of `clusters`).
-        read_crops: returns the crops of some of the rows by image, uint8 [256, 256(, 3)]. It is asked only for
+        read_thumbnails: returns the `thumbnail` of the crops of some of the rows by image. It is asked once, for
             near-duplicates that are not identical.
     """
     rows = rows.reset_index(drop=True)
@@ -165,8 +164,9 @@ def contradictions(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict
     found = shown.index.to_numpy()[_contradicting(shown)]
     difference = np.zeros(len(found))
     unequal = (rows["digest"].to_numpy(object)[found] != rows["digest"].to_numpy(object)[found[:, ::-1]]).any(1)
-    thumbnails = _thumbnails(rows.loc[np.unique(found[unequal])], read_crops)
-    difference[unequal] = [_difference(thumbnails[i], thumbnails[j]) for i, j in found[unequal]]
+    thumbnails = read_thumbnails(rows.loc[np.unique(found[unequal])])
+    difference[unequal] = [_difference(thumbnails[one], thumbnails[other])
+                           for one, other in rows["image"].to_numpy(object)[found[unequal]]]
     order = np.argsort(difference, kind="stable")
     found = found[order][difference[order] <= SAME_PICTURE_DIFFERENCE]
     copies = {number: members.to_numpy() for number, members in relevant.index.groupby(kind).items()}
@@ -198,17 +198,7 @@ def _contradicting(rows: pd.DataFrame) -> np.ndarray:
 
 def is_same_picture(crop: np.ndarray, other: np.ndarray) -> bool:
     """Whether two crops, uint8 H x W or H x W x 3 RGB, show one picture, maybe mirrored, saved again or brighter."""
-    return _difference(_thumbnail(crop), _thumbnail(other)) <= SAME_PICTURE_DIFFERENCE
-
-
-def _thumbnails(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> dict:
-    """The faces of the rows by their index, uint8 [32, 32]."""
-    found = {}
-    for start in range(0, len(rows), CROPS_READ):
-        some = rows.iloc[start : start + CROPS_READ]
-        crops = read_crops(some)
-        found |= {number: _thumbnail(crops[image]) for number, image in some["image"].items()}
-    return found
+    return _difference(thumbnail(crop), thumbnail(other)) <= SAME_PICTURE_DIFFERENCE
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -228,12 +218,12 @@ def _difference(one: np.ndarray, other: np.ndarray) -> float:
 def looks_of(crop: np.ndarray, picture: np.ndarray) -> dict[str, int | bytes]:
     """The columns `LOOKS` of one image: its crop and its whole picture, uint8 H x W or H x W x 3 RGB."""
     hashes = [perceptual_hash(i) for p in (crop, picture) for i in (p, p[:, ::-1])]
-    thumbnails = [_thumbnail(p).tobytes() for p in (crop, picture)]
+    thumbnails = [thumbnail(p).tobytes() for p in (crop, picture)]
     return dict(zip(LOOKS, [*hashes, *thumbnails], strict=True))
 
 
-def _thumbnail(picture: np.ndarray) -> np.ndarray:
-    """uint8 [32, 32] of uint8 H x W or H x W x 3 RGB."""
+def thumbnail(picture: np.ndarray) -> np.ndarray:
+    """What pictures are compared by, uint8 [32, 32] of uint8 H x W or H x W x 3 RGB."""
     return cv2.resize(_gray(picture), (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
 
 

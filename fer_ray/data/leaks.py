@@ -39,20 +39,23 @@ def audit(rows: pd.DataFrame) -> pd.DataFrame:
     return leaks.assign(**examples)[LEAK_COLUMNS]
 
 
-def conflicts(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> pd.DataFrame:
+def conflicts(rows: pd.DataFrame, read_thumbnails: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> pd.DataFrame:
     """The same picture with different expressions: one line each, the columns of `CONFLICT_COLUMNS`.
 
     Arguments as of `duplicates.contradictions`, which says what counts as the same picture.
     """
     rows = rows.sort_values("image", kind="stable").reset_index(drop=True)
-    pairs = pd.DataFrame(duplicates.contradictions(rows, read_crops), columns=["first", "second"])
-    found = []
-    for _, group in pairs.groupby(rows["cluster"].to_numpy()[pairs["first"]]):
-        members = rows.loc[np.unique(group)]
-        examples = rows["image"].loc[group.iloc[0]]  # the pair that is most alike
-        key = f"{members['face_hash'].iloc[0]:016x}"
-        found.append((key, ",".join(sorted(set(members["expression"]))), len(members), *examples))
-    return pd.DataFrame(found, columns=CONFLICT_COLUMNS)
+    pairs = duplicates.contradictions(rows, read_thumbnails)
+    members = rows.loc[np.unique(pairs), ["cluster", "expression", "face_hash"]]
+    expressions = members[["cluster", "expression"]].drop_duplicates().sort_values("expression")
+    cluster = rows["cluster"].to_numpy()[pairs[:, 0]]
+    likest = pairs[np.unique(cluster, return_index=True)[1]]  # the first pair of each cluster is the one most alike
+    examples = rows["image"].to_numpy(object)[likest]
+    return pd.DataFrame({
+        "key": [f"{hashed:016x}" for hashed in members.groupby("cluster")["face_hash"].first()],
+        "expressions": expressions.groupby("cluster")["expression"].agg(",".join).to_list(),
+        "images": members.groupby("cluster").size().to_list(),
+        "example_a": examples[:, 0], "example_b": examples[:, 1]}, columns=CONFLICT_COLUMNS)
 
 
 def summarize(leaks: pd.DataFrame) -> dict[str, int]:

@@ -291,7 +291,7 @@ def _write_split(uri: str, index: pd.DataFrame, rejected: pd.DataFrame, summary:
 def audit(uri: str, index: pd.DataFrame) -> dict:
     """Write `leaks.parquet` and `conflicts.parquet` of a prepared set; their counts, and their entries in `files`."""
     found = leaks.audit(index)
-    conflicts = leaks.conflicts(index, functools.partial(prepared_set.read_crops, uri))
+    conflicts = leaks.conflicts(index, functools.partial(prepared_set.read_crops, uri, make=duplicates.thumbnail))
     files = write_table(uri, "leaks", pa.Table.from_pandas(found, preserve_index=False)) | write_table(
         uri, "conflicts", pa.Table.from_pandas(conflicts, preserve_index=False))
     copies = len(index) - index["cluster"].nunique()

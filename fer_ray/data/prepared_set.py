@@ -174,13 +174,20 @@ def decode_crop(encoded: bytes) -> np.ndarray:
     return crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
 
 
-def read_crops(uri: str, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The crops of index rows by image, uint8 [256, 256(, 3)]. Raises: manifest.DataError; storage.DamagedError."""
-    crops: dict[str, np.ndarray] = {}
-    for part in rows["part"].unique().tolist():
-        group = rows[rows["part"] == part]
-        crops |= zip(group["image"], read_crops_of_part(uri, part, group["part_row"].to_numpy()), strict=True)
-    return crops
+def read_crops(uri: str, rows: pd.DataFrame, make: Callable[[np.ndarray], np.ndarray] = np.asarray
+               ) -> dict[str, np.ndarray]:
+    """The crops of index rows by image, uint8 [256, 256(, 3)], or what `make` makes of each, which is kept instead.
+
+    Of each part only the row groups are read that hold one of them. Raises: manifest.DataError; storage.DamagedError.
+    """
+    def read(part: tuple[Any, pd.DataFrame]) -> dict[str, np.ndarray]:
+        name, images = part
+        crops = read_shards_of_part(uri, str(name), images["part_row"].to_numpy())
+        return dict(zip(images["image"], map(make, crops), strict=True))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(read, rows.groupby("part", sort=False))
+        return {image: made for of_part in found for image, made in of_part.items()}
 
 
 def read_metadata(uri: str, parts: Iterable[str]) -> pd.DataFrame:

@@ -57,14 +57,14 @@ def _confusion(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame,
-         read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> pd.DataFrame:
+         read_thumbnails: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> pd.DataFrame:
     """One row an image, the most doubtful first.
 
     Args:
         expressions: N labels to judge.
         probabilities: float [N, 8], of a network that did not see the image.
         rows: the N rows of the index.
-        read_crops: returns the crops of some of the rows by image; see `duplicates.contradictions`.
+        read_thumbnails: of some of the rows by image; see `duplicates.contradictions`.
 
     Returns: `position` (in the input), `suggested` (the likeliest class), `quality` (0..1, the probability of
         the label), `ambiguity` (0..1, entropy of the probabilities: how hard the image is, whatever its label),
@@ -85,7 +85,7 @@ def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame,
     else:  # there is no other class that the label could be
         doubted, quality = np.zeros(len(labels), bool), np.ones(len(labels))
     entropy = -(kept * np.log(np.clip(kept, 1e-12, 1))).sum(1) / np.log(max(2, len(present)))
-    twins = _labels_of_twins(rows.assign(expression=expressions).reset_index(drop=True), read_crops)
+    twins = _labels_of_twins(rows.assign(expression=expressions).reset_index(drop=True), read_thumbnails)
     suggested = [present[i] for i in kept.argmax(1)]
     reason = [f"duplicates say {twin}" if twin else f"looks like {guess} ({p:.2f})" if doubt else ""
               for twin, guess, p, doubt in zip(twins, suggested, kept.max(1), doubted, strict=True)]
@@ -96,11 +96,11 @@ def rank(expressions: list[str], probabilities: np.ndarray, rows: pd.DataFrame,
     return ranked.iloc[order].reset_index(drop=True)
 
 
-def _labels_of_twins(rows: pd.DataFrame, read_crops: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> list[str]:
+def _labels_of_twins(rows: pd.DataFrame, read_thumbnails: Callable[[pd.DataFrame], dict[str, np.ndarray]]) -> list[str]:
     """The other expressions of each row's picture elsewhere, as a comma list; "" where all agree."""
     found: list[set[str]] = [set() for _ in range(len(rows))]
     expressions = rows["expression"].tolist()
-    for first, second in duplicates.contradictions(rows, read_crops):
+    for first, second in duplicates.contradictions(rows, read_thumbnails):
         found[first].add(expressions[second])
         found[second].add(expressions[first])
     return [",".join(sorted(labels)) for labels in found]

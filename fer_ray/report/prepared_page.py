@@ -26,13 +26,14 @@ def write(prepared: str, name: str) -> str:
     pairs = {kind: [(row["example_a"], row["example_b"]) for row in table.to_dict("records")][:PAIRS]
              for kind, table in (("leaks", _worst(leaks)), ("conflicts", conflicts), ("duplicates", within))}
     wanted = {image for chosen in pairs.values() for pair in chosen for image in pair}
-    crops = prepared_set.read_crops(prepared, index[index["image"].isin(wanted)])
-    titles = index.set_index("image").apply(lambda r: f"{r['expression']}, {r['split']}", axis=1)
+    shown = index[index["image"].isin(wanted)]
+    crops = prepared_set.read_crops(prepared, shown)
+    titles = dict(zip(shown["image"], shown["expression"] + ", " + shown["split"], strict=True))
     pictures = {kind: pages.picture(data_figures.pairs_figure,
                                     [[(crops[image], titles[image]) for image in pair] for pair in chosen])
                 for kind, chosen in pairs.items()}
-    shown = montage(prepared, summary["config"]["split"]["seed"])
-    pictures |= {"crops": pages.picture(data_figures.crops_figure, shown),
+    pictures |= {"crops": pages.picture(data_figures.crops_figure,
+                                        montage(prepared, summary["config"]["split"]["seed"])),
                  "bars": pages.picture(data_figures.bars_figure, summary["counts"]["after"]),
                  "sizes": figures.data_uri(figures.png(data_figures.sizes_figure(index))),
                  "rejected": pages.picture(data_figures.examples_figure,
@@ -79,9 +80,10 @@ def _worst(leaks: pd.DataFrame) -> pd.DataFrame:
 def _within(index: pd.DataFrame) -> pd.DataFrame:
     """A pair of each cluster of near-duplicates that lies in one split; two frames of one video are no pair."""
     rows = index[~index.duplicated(["cluster", "sequence"]) | index["sequence"].isna()]
-    clusters = rows[rows.duplicated("cluster", keep=False)].groupby("cluster")
-    pairs = [(g["image"].iloc[0], g["image"].iloc[1]) for _, g in clusters if g["split"].nunique() == 1]
-    return pd.DataFrame(pairs, columns=["example_a", "example_b"])
+    rows = rows[rows.duplicated("cluster", keep=False)]
+    rows = rows[rows.groupby("cluster")["split"].transform("nunique") == 1]
+    pairs = rows.sort_values("cluster", kind="stable").groupby("cluster").head(2)["image"].to_numpy(object)
+    return pd.DataFrame({"example_a": pairs[::2], "example_b": pairs[1::2]})
 
 
 def _unseen_examples(prepared: str, index: pd.DataFrame) -> dict[str, list[np.ndarray]]:

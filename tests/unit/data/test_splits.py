@@ -235,6 +235,11 @@ def gallery(crops: list[np.ndarray], split: list[str]) -> pd.DataFrame:
         digest=[crop.tobytes().hex()[:2000] for crop in crops])
 
 
+def thumbnails(crops: list[np.ndarray]):
+    """Those of some rows of a gallery by image, as `leaks.conflicts` asks for them."""
+    return lambda some: {image: duplicates.thumbnail(crops[int(image[:4])]) for image in some.image}
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("seed", [0, 5])
 def test_planted_near_duplicates_are_found_and_nothing_else(change, seed):
@@ -262,11 +267,10 @@ def test_a_face_found_elsewhere_in_a_copy_is_still_a_near_duplicate():
 def test_the_same_picture_with_two_expressions_is_a_conflict_unless_it_is_a_video():
     crop = picture(0)
     rows = gallery([crop, reencoded(crop), picture(1)], ["train"] * 3).assign(expression=["fear", "sadness", "fear"])
-    crops = dict(zip(rows.image, [crop, reencoded(crop), picture(1)], strict=True))
-    found = leaks.conflicts(rows, lambda some: {image: crops[image] for image in some.image})
+    found = leaks.conflicts(rows, thumbnails([crop, reencoded(crop), picture(1)]))
     assert list(found.expressions) == ["fear,sadness"] and found.images[0] == 2
     assert (found.example_a[0], found.example_b[0]) == ("0000.png", "0001.png")
-    assert leaks.conflicts(rows.assign(sequence="S1/1"), crops.get).empty
+    assert leaks.conflicts(rows.assign(sequence="S1/1"), thumbnails([])).empty
 
 
 @pytest.mark.parametrize("first", ["anger", "contempt", "sadness"])
@@ -277,9 +281,9 @@ def test_two_moments_of_one_person_are_no_conflict(first):
     crops = [faces.cut(picture, (70, 60, 180, 180), 0.2) for picture in drawn]
     rows = gallery(crops, ["train"] * 2).assign(expression=["neutral", first], cluster=0, digest=["a", "b"])
     rows[duplicates.HASHES] = rows[duplicates.HASHES].iloc[[0, 0]].to_numpy(np.uint64)  # as alike as hashes can say
-    assert leaks.conflicts(rows, lambda some: dict(zip(rows.image, crops, strict=True))).empty
+    assert leaks.conflicts(rows, thumbnails(crops)).empty
     copies = [crops[0], reencoded(np.ascontiguousarray(crops[0][:, ::-1]))]
-    assert len(leaks.conflicts(rows, lambda some: dict(zip(rows.image, copies, strict=True)))) == 1
+    assert len(leaks.conflicts(rows, thumbnails(copies))) == 1
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -28,7 +28,7 @@ def index_of(n):
         cluster=range(n), sequence=None, digest=range(n), image=[f"{i}.png" for i in range(n)])
 
 
-def no_crops(rows):
+def no_thumbnails(rows):
     """Of rows that are identical or not alike, no crop is looked at."""
     assert rows.empty
     return {}
@@ -36,7 +36,7 @@ def no_crops(rows):
 
 def test_planted_label_noise_is_found():
     given, probabilities, bad = noisy()
-    ranked = labels.rank(given, probabilities, index_of(len(given)), no_crops)
+    ranked = labels.rank(given, probabilities, index_of(len(given)), no_thumbnails)
     found = set(ranked["position"][ranked["reason"] != ""])
     assert len(found & bad) >= 0.8 * len(bad) and len(found & bad) >= 0.6 * len(found)
     assert sorted(ranked["position"]) == list(range(len(given)))
@@ -50,13 +50,13 @@ def test_duplicates_that_disagree_come_first_but_not_the_frames_of_one_video():
     rows.loc[[20, 21], "sequence"] = "v"
     rows.loc[30, "cluster"] = 0  # linked by a third picture, not alike itself
     given[0], given[10], given[20], given[21], given[30] = "fear", "anger", "neutral", "surprise", "disgust"
-    ranked = labels.rank(given, probabilities, rows, no_crops)
+    ranked = labels.rank(given, probabilities, rows, no_thumbnails)
     assert set(ranked["position"][:2]) == {0, 10}
     assert ranked["reason"][:2].str.startswith("duplicates say").all() and (ranked["twins"] != "").sum() == 2
 
 
 def test_labels_of_one_class_alone_are_not_doubted():
-    ranked = labels.rank(["fear"] * 5, np.full((5, 8), 1 / 8), index_of(5), no_crops)
+    ranked = labels.rank(["fear"] * 5, np.full((5, 8), 1 / 8), index_of(5), no_thumbnails)
     assert (ranked["reason"] == "").all()
 
 

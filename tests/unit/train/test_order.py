@@ -6,6 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from fer_ray import storage
 from fer_ray.data import manifest, prepared_set, provenance
 from fer_ray.train import order, stream
 from fer_ray.train.order import Order
@@ -92,7 +93,11 @@ def test_row_groups_of_a_part_are_read_alone(tmp_path, monkeypatch):
                       for name in prepared_set.PART_SCHEMA.names}, schema=prepared_set.PART_SCHEMA)
     name = prepared_set.write_part(str(tmp_path), 0, table)
     positions = np.array([99, 40, 33, 2, 64])
+    monkeypatch.delattr(storage, "read_bytes")  # which fetches a whole file
     assert [crop[0, 0] for crop in prepared_set.read_shards_of_part(str(tmp_path), name, positions)] == [99, 40, 33, 2,
                                                                                                         64]
+    rows = pd.DataFrame({"image": list("abc"), "part": name, "part_row": [70, 3, 99]})
+    corners = prepared_set.read_crops(str(tmp_path), rows, make=lambda crop: crop[:1, :1])
+    assert corners == {"a": 70, "b": 3, "c": 99}
     with pytest.raises(prepared_set.DamagedError, match="is damaged"):
         prepared_set.read_shards_of_part(str(tmp_path), name, np.array([100]))
