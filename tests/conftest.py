@@ -57,6 +57,16 @@ def pytest_collection_finish(session):
                                 "install the versions of constraints-dev.txt")
 
 
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> str:
+    """Where networks compute: a test that uses it runs on the CPU and, marked gpu, on a GPU."""
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def sample_of(tmp_path_factory):
     """`sample_of(folder, people)` writes what `write_sample` of so many people (at most 6) with seed 0 would.

@@ -9,8 +9,12 @@ CROPS = [np.random.default_rng(n).integers(0, 256, (256, 256, 3)[: 2 + n % 2], d
 
 @pytest.fixture(scope="module")
 def network():
+    return build("cpu")
+
+
+def build(device: str) -> predictor.Predictor:
     torch.manual_seed(0)
-    return predictor.Predictor(backbones.build("timm:test_resnet"), "timm:test_resnet")
+    return predictor.Predictor(backbones.build("timm:test_resnet"), "timm:test_resnet", device=device)
 
 
 def test_probabilities_are_the_softmax_of_the_network_over_centre_crops(network):
@@ -36,6 +40,12 @@ def test_features_are_what_the_last_layer_makes_logits_of(network):
     with torch.inference_mode():
         probabilities = network.head(torch.from_numpy(features)).softmax(1).numpy()
     assert probabilities == pytest.approx(network.probabilities(CROPS), abs=1e-5)
+
+
+def test_every_device_gives_the_same(network, device):
+    other = build(device)
+    assert other.probabilities(CROPS, batch_size=2) == pytest.approx(network.probabilities(CROPS), abs=5e-3)
+    assert other.features(CROPS) == pytest.approx(network.features(CROPS), rel=0.01, abs=0.01)
 
 
 def test_no_crops_give_no_rows(network):

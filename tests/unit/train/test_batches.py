@@ -32,18 +32,18 @@ def test_threads_and_a_later_start_change_no_pixel():
 
 
 @pytest.mark.parametrize("augmentation", ["paper", "strong"])
-def test_a_split_on_the_device_gives_what_one_in_memory_gives(augmentation):
+def test_a_split_on_the_device_gives_what_one_in_memory_gives(augmentation, device):
     rng = np.random.default_rng(1)
     faces = [cv2.GaussianBlur(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8), (0, 0), 3) for _ in range(40)]
     faces = batches.Crops([cv2.normalize(f, None, 0, 255, cv2.NORM_MINMAX) for f in faces], np.arange(40) % 8,
                           np.arange(40) * 3, np.zeros(40, int))
     faces.images[7] = faces.images[7][..., 0]
-    memory, device = (kind(faces, augmentation, 5, 1, 2, *rest) for kind, rest in ((batches.Cached, []),
-                                                                                    (batches.OnDevice, ["cpu"])))
-    for one, two in ((memory.train_steps(2, 16, 1, "natural"), device.train_steps(2, 16, 1, "natural")),
-                     (memory.eval_batches(16), device.eval_batches(16))):
+    memory = batches.Cached(faces, augmentation, 5, 1, 2)
+    on_device = batches.OnDevice(faces, augmentation, 5, 1, 2, device)
+    for one, two in ((memory.train_steps(2, 16, 1, "natural"), on_device.train_steps(2, 16, 1, "natural")),
+                     (memory.eval_batches(16), on_device.eval_batches(16))):
         for (images, labels), (chosen, others) in zip(one, two, strict=True):
-            a, b = memory.to_input(images, "cpu"), device.to_input(chosen, "cpu")
+            a, b = memory.to_input(images, "cpu"), on_device.to_input(chosen, device).cpu()
             assert (labels == others).all() and a.shape == b.shape and a.stride() == b.stride()
             levels = (a - b).abs() * 255 * torch.tensor(augment.STD).view(3, 1, 1)
             assert levels.max() < 3 and levels.mean() < 0.35  # of 255

@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import multiprocessing
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import s3 as server
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from fer_ray import scratch, storage
+from fer_ray import s3, scratch, storage
 from fer_ray.config import Config, TrainConfig
 from fer_ray.errors import StorageError
 from fer_ray.model import checkpoints, start_weights
@@ -164,6 +166,24 @@ def test_an_outage_of_the_storage_never_begins_the_run_anew(job, monkeypatch, na
     assert names(job) == before
 
 
+def test_a_bucket_that_is_away_in_mid_run_and_at_its_start_ends_it_with_the_reason_and_it_goes_on(job, monkeypatch):
+    train(job)
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)  # ten wait for a quarter of a minute and more
+    with (server.server() as port, server.faulty(port, fraction=0) as (proxy, _, bucket),
+          server.in_this_process(proxy)):
+        away = renamed(dataclasses.replace(job, config=dataclasses.replace(job.config, storage="s3://bucket")), "away")
+        for refused in ("PUT .*checkpoint_0001_000002", "."):  # within the second epoch, and from the start on
+            bucket.refused = re.compile(refused)
+            with pytest.raises(StorageError, match="^s3://bucket/runs/away.*SlowDown"):
+                train(away)
+            bucket.refused = None
+            assert names(away) == ["checkpoint_0001_000000"]
+        first = tracking.read(away.run)
+        train(away)
+        assert tracking.read(away.run)[0] == first[0]  # it was not trained again
+        assert_equal(checkpoints.load_weights(f"{away.run}/{names(away)[-1]}"), weights(job))
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_why(job):
     diverging = renamed(job, "diverging", lr=1e30, checkpoint_every_steps=0)
     train(diverging)
@@ -171,13 +191,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_why(job):
     assert names(diverging) == []
 
 
-def test_crops_that_lie_on_the_device_train_alike(job, monkeypatch):
-    in_memory = renamed(job, "memory", backbone="timm:test_convnext", checkpoint_every_steps=0)
+def test_crops_that_lie_on_the_device_train_alike(job, monkeypatch, device):
+    in_memory = renamed(job, "memory", backbone="timm:test_convnext", checkpoint_every_steps=0, precision="fp32")
     in_memory = dataclasses.replace(in_memory, input=dataclasses.replace(
         in_memory.input, start_state=start_weights.load(in_memory.config.train)))
     train(in_memory)
     monkeypatch.setattr(loop, "_free_bytes", lambda device: 2**40)  # as a GPU has; here the device is the CPU
-    on_device = renamed(in_memory, "device")
+    on_device = renamed(in_memory, "device", device=device)
     train(on_device)
     one, two = weights(in_memory), weights(on_device)
     assert all(torch.allclose(one[name], two[name], atol=0.03) for name in one)  # whole grey levels, and training
