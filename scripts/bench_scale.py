@@ -130,11 +130,12 @@ def measure_index(folder: str) -> float:
 def measure_near_duplicates(folder: str) -> float:
     """Seconds of `duplicates.clusters`."""
     uri = prepared_set.uri_of(config_of(folder))
-    rows = prepared_set.read_metadata(uri, prepared_set.read_summary(uri)["parts"])
+    index = prepared_set.read_index(uri)
+    thumbnails = prepared_set.read_thumbnails(uri, index)
     start = time.perf_counter()
-    found = duplicates.clusters(rows)
+    found = duplicates.clusters(index, thumbnails)
     seconds = time.perf_counter() - start
-    assert 0.7 * COPIES < 1 - (found.max() + 1) / len(rows) < 1.2 * COPIES, found.max()
+    assert 0.7 * COPIES < 1 - (found.max() + 1) / len(index) < 1.2 * COPIES, found.max()
     return seconds
 
 

@@ -46,6 +46,12 @@ def features(picture: np.ndarray, finder) -> dict | None:
     return None if box is None else duplicates.looks_of(faces.cut(picture, box, 0.2), picture)
 
 
+def clusters_of(looks: list[dict]) -> np.ndarray:
+    """The clusters of features."""
+    thumbnails = [duplicates.stacked(one[name] for one in looks) for name in duplicates.THUMBNAILS]
+    return duplicates.clusters(pd.DataFrame(looks), thumbnails)
+
+
 def have_same_picture(one: dict, other: dict) -> bool:
     """Whether the features are those of one picture; a thumbnail serves as well as the crop that it was made of."""
     first, second = (np.frombuffer(found["face_thumbnail"], np.uint8).reshape(2 * [duplicates.THUMBNAIL_SIDE])
@@ -75,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     finder = faces.finder(FacesConfig())
     originals, pictures = read_faces(options.root, finder)
-    sizes = np.bincount(duplicates.clusters(pd.DataFrame(originals)))
+    sizes = np.bincount(clusters_of(originals))
     linked_pairs, pairs = int((sizes * (sizes - 1) // 2).sum()), len(originals) * (len(originals) - 1) // 2
     print(f"{len(originals)} photographs, {pairs} pairs, {linked_pairs} of them linked")
     found_share, same_share = {}, {}
@@ -83,7 +89,7 @@ def main() -> None:
     for name, change in COPIES.items():
         copies = [(original, features(change(pictures[original]), finder)) for original in copied]
         with_face = [(original, copy) for original, copy in copies if copy is not None]
-        cluster = duplicates.clusters(pd.DataFrame([*originals, *(copy for _, copy in with_face)]))
+        cluster = clusters_of([*originals, *(copy for _, copy in with_face)])
         hits = sum(cluster[original] == cluster[len(originals) + number]
                    for number, (original, _) in enumerate(with_face))
         same = sum(have_same_picture(originals[original], copy) for original, copy in with_face)

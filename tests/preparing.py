@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from fer_ray.config import Config
-from fer_ray.data import prepare
+from fer_ray.data import duplicates, prepare
 from fer_ray.data.sources import read_manifest
 from fer_ray.data_config import SplitConfig
 
@@ -12,6 +15,11 @@ def in_this_process(function, items):
     """As Ray Data, which hands a batch of one item over."""
     for item in items:
         yield function({name: [value] for name, value in item.items()})
+
+
+def clusters_of(rows: pd.DataFrame) -> np.ndarray:
+    """Near-duplicates among rows with the columns `duplicates.LOOKS`."""
+    return duplicates.clusters(rows, [duplicates.stacked(rows[name]) for name in duplicates.THUMBNAILS])
 
 
 def prepared(config: Config) -> Path:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import cv2
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from fer_ray.data import hamming
 from fer_ray.progress import Progress
@@ -35,16 +34,18 @@ SAME_PICTURE_DIFFERENCE = 0.6
 PAIRS_COMPARED = 10_000  # at once, as 32-bit thumbnails some 80 MiB
 
 
-def clusters(rows: pd.DataFrame) -> np.ndarray:
+def clusters(rows: pd.DataFrame, thumbnails: list[np.ndarray]) -> np.ndarray:
     """Cluster number of every row, int [N]: linked by near-duplicate pictures, mirrored ones included.
 
     Candidates are found by `hamming.near_pairs`, which misses none, and only those between two clusters are looked at:
     a thousand frames of one video have half a million near-duplicate pairs, of which a thousand link them.
 
     Args:
-        rows: have the columns `LOOKS`.
+        rows: have the columns `HASHES`.
+        thumbnails: of the rows' faces and of their whole pictures, uint8 [N, 32, 32] each: of a million images 2 GB,
+            which tables would need several times over.
     """
-    looks = _Looks(rows)
+    looks = _Looks(rows, thumbnails)
     cluster = np.arange(len(looks.hashes))
     with Progress("prepare: near-duplicates", 4, "searches") as progress:
         for of_picture in (False, True):
@@ -57,9 +58,8 @@ def clusters(rows: pd.DataFrame) -> np.ndarray:
 class _Looks:
     """Hashes and thumbnails of rows; exact copies, of which there may be thousands, are there once."""
 
-    def __init__(self, rows: pd.DataFrame):
+    def __init__(self, rows: pd.DataFrame, thumbnails: list[np.ndarray]):
         hashes = rows[HASHES].to_numpy(np.uint64)
-        thumbnails = [_stacked(rows[name]) for name in THUMBNAILS]
         number = rows.groupby(HASHES, sort=False).ngroup().to_numpy(copy=True)
         shared = np.flatnonzero(pd.Series(number).duplicated(keep=False))
         contents = [hashlib.blake2b(b"".join(t[row] for t in thumbnails), digest_size=16).digest() for row in shared]
@@ -80,13 +80,9 @@ class _Looks:
         return np.concatenate(found)
 
 
-def _stacked(thumbnails: pd.Series) -> np.ndarray:
-    """uint8 [N, 32, 32] of a column of bytes; without a copy if it lies in Arrow's memory."""
-    column = pa.array(thumbnails, pa.large_binary())
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    every = np.frombuffer(column.buffers()[2] or b"", np.uint8).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    return every[column.offset : column.offset + len(column)]
+def stacked(thumbnails: Iterable[bytes]) -> np.ndarray:
+    """uint8 [N, 32, 32] of what `looks_of` gives of N images."""
+    return np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
 
 
 def _link_near(looks: _Looks, cluster: np.ndarray, of_picture: bool, mirrored: bool) -> np.ndarray:

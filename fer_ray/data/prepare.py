@@ -213,8 +213,7 @@ def _write_index(uri: str, config: Config, data: manifest.Manifest, wanted: pd.D
     index = before[lost.isna()].join(places[["part", "part_row", "search"]])
     index = index.merge(prepared_set.read_metadata(uri, sorted(parts.values())), on=["part", "part_row"],
                         validate="one_to_one")
-    index["cluster"] = duplicates.clusters(index)
-    index = index.drop(columns=duplicates.THUMBNAILS)
+    index["cluster"] = duplicates.clusters(index, prepared_set.read_thumbnails(uri, index))
     index = _split(index[index["excluded"].isna()].drop(columns="excluded"), config.split)
     reasons = lost.fillna(before["excluded"])
     rejected = pd.concat([data.rejected.to_pandas(), before[["image", "dataset", "expression"]].assign(

@@ -191,21 +191,37 @@ def read_crops(uri: str, rows: pd.DataFrame, make: Callable[[np.ndarray], np.nda
 
 
 def read_metadata(uri: str, parts: Iterable[str]) -> pd.DataFrame:
-    """`META` of the images of these parts that have a crop, with `part` and `part_row`.
-
-    Thumbnails stay in Arrow's memory: two of them for a million images take 2 GB there, and twice that as Python bytes.
+    """`META` without thumbnails of the images of these parts that have a crop, with `part` and `part_row`.
 
     Raises: manifest.DataError; storage.DamagedError.
     """
-    table = read_columns(uri, parts, ["reason", *(name for name, _ in META)])
-    in_arrow = {pa.binary(): pd.ArrowDtype(pa.large_binary())}
-    return table.filter(table["reason"].is_null()).drop_columns("reason").to_pandas(types_mapper=in_arrow.get)
+    table = read_columns(uri, parts, ["reason", *(name for name, _ in META if name not in duplicates.THUMBNAILS)])
+    return table.filter(table["reason"].is_null()).drop_columns("reason").to_pandas()
+
+
+def read_thumbnails(uri: str, rows: pd.DataFrame) -> list[np.ndarray]:
+    """The columns `duplicates.THUMBNAILS` of N index rows, uint8 [N, 32, 32] each. Raises: DataError; DamagedError."""
+    side, part_row = duplicates.THUMBNAIL_SIDE, rows["part_row"].to_numpy()
+    found = [np.empty((len(rows), side, side), np.uint8) for _ in duplicates.THUMBNAILS]
+
+    def read(part: tuple[Any, np.ndarray]) -> None:
+        name, places = part
+        table = _reading(uri, str(name), lambda filesystem, path: manifest.read_parquet(
+            path, duplicates.THUMBNAILS, filesystem).take(part_row[places]))
+        for column, thumbnails in zip(table.columns, found, strict=True):
+            thumbnails[places] = duplicates.stacked(column.to_pylist())
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(read, rows.groupby("part").indices.items()):
+            pass  # raises what reading raised
+    return found
 
 
 def read_columns(uri: str, parts: Iterable[str], columns: list[str]) -> pa.Table:
     """Columns of these parts, one row an image, with `part` and `part_row`. Raises: DataError; DamagedError."""
     def read(part: str) -> pa.Table:
-        table = _read_part(uri, part, columns, whole_file=False)
+        # of each row group there is a chunk, and thousands of them take more memory than what they hold
+        table = _read_part(uri, part, columns, whole_file=False).combine_chunks()
         return table.append_column("part", pa.array([part] * len(table), pa.string())).append_column(
             "part_row", pa.array(np.arange(len(table))))
 

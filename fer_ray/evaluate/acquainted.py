@@ -61,7 +61,8 @@ def _is_code(name: str) -> bool:
 
 def copies_of(prepared: str, trained: pd.DataFrame, other: str, rows: pd.DataFrame) -> np.ndarray:
     """Which rows of another prepared set are near-duplicates of training pictures, bool [N]. Arguments as of `find`."""
-    looks = [index[["part", "part_row"]].merge(prepared_set.read_metadata(uri, index["part"].unique()), how="left")
-             for uri, index in ((prepared, trained), (other, rows))]
-    cluster = duplicates.clusters(pd.concat(looks, ignore_index=True))
+    thumbnails = zip(*(prepared_set.read_thumbnails(uri, index) for uri, index in ((prepared, trained), (other, rows))),
+                     strict=True)
+    cluster = duplicates.clusters(pd.concat([trained[duplicates.HASHES], rows[duplicates.HASHES]], ignore_index=True),
+                                  [np.concatenate(both) for both in thumbnails])
     return np.isin(cluster[len(trained) :], cluster[: len(trained)])

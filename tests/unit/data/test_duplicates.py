@@ -2,8 +2,8 @@
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
+from preparing import clusters_of
 from scipy.sparse.csgraph import connected_components
 
 from fer_ray.data import duplicates, hamming
@@ -69,20 +69,12 @@ def clusters_of_all_pairs(rows: pd.DataFrame) -> np.ndarray:
 def test_clusters_are_those_of_all_pairs(seed, pairs_at_once, monkeypatch):
     monkeypatch.setattr(hamming, "PAIRS_AT_ONCE", pairs_at_once)
     rows = drawn_looks(seed, 24, 3 if pairs_at_once < 10 else 10)
-    found, expected = duplicates.clusters(rows), clusters_of_all_pairs(rows)
+    found, expected = clusters_of(rows), clusters_of_all_pairs(rows)
     assert 10 < expected.max() < len(rows) - 15
     assert ((found[:, None] == found[None]) == (expected[:, None] == expected[None])).all()
     shuffled = rows.sample(frac=1, random_state=seed)
-    again = duplicates.clusters(shuffled)[np.argsort(shuffled.index)]
+    again = clusters_of(shuffled)[np.argsort(shuffled.index)]
     assert ((again[:, None] == again[None]) == (expected[:, None] == expected[None])).all()
-
-
-def test_thumbnails_in_the_memory_of_arrow_serve_as_well_as_bytes():
-    rows = drawn_looks(0, 8, 4)
-    in_arrow = {name: pd.Series(pa.chunked_array([rows[name][:5], rows[name][5:]], pa.large_binary()),
-                                dtype=pd.ArrowDtype(pa.large_binary())) for name in duplicates.THUMBNAILS}
-    assert (duplicates.clusters(rows.assign(**in_arrow)) == duplicates.clusters(rows)).all()
-    assert (duplicates.clusters(rows.assign(**in_arrow)[7:]) == duplicates.clusters(rows[7:])).all()
 
 
 @pytest.mark.parametrize("bits", [2, 4, 9])

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from preparing import clusters_of
 
 from fer_ray.data import duplicates, faces, leaks, splits
 from fer_ray.data.drawn_face import render_face
@@ -37,7 +38,7 @@ def people(num_subjects: int, seed: int, max_images: int = 12) -> pd.DataFrame:
 
 def linked(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the clusters of their looks."""
-    return rows.assign(cluster=duplicates.clusters(rows))
+    return rows.assign(cluster=clusters_of(rows))
 
 
 def shares(assigned: np.ndarray) -> list[float]:
@@ -316,4 +317,4 @@ def test_subjects_and_sequences_in_two_splits():
 
 def test_empty_pictures_are_alike():
     rows = gallery([np.full((64, 64), v, np.uint8) for v in (0, 0, 255)] + [picture(0)], ["train"] * 4)
-    assert len(set(duplicates.clusters(rows)[:3])) == 1
+    assert len(set(clusters_of(rows)[:3])) == 1
