@@ -104,7 +104,8 @@ def kill(title: bytes, count: int | None = None) -> int:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if re.search(title, process.joinpath("cmdline").read_bytes()):
+            # a process that has given itself a title fills the rest of its command line with spaces and zeros
+            if re.search(title, process.joinpath("cmdline").read_bytes().rstrip(b" \0")):
                 found.append(int(process.name))
         except OSError:  # it has ended
             continue

@@ -53,11 +53,11 @@ def nodes(reached: dict[str, str]):
                                stderr=subprocess.STDOUT, text=True)
     second = None
     try:
-        while "Ray runtime started" not in (line := started.stdout.readline()):
-            assert line, "ray start ended"
+        wait_for_start(started)
         second = subprocess.Popen([RAY, "start", "--block", "--address", shell["RAY_ADDRESS"], "--num-cpus", "1",
                                    "--dashboard-agent-listen-port", "0"],
-                                  env=shell, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                  env=shell, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wait_for_start(second)
         wait_until(lambda: subprocess.run([RAY, "job", "list"], env=shell, capture_output=True).returncode == 0)
         yield shell
     finally:
@@ -65,6 +65,11 @@ def nodes(reached: dict[str, str]):
             process.send_signal(signal.SIGINT)
             process.wait(30)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def wait_for_start(node: subprocess.Popen) -> None:
+    while "Ray runtime started" not in (line := node.stdout.readline()):
+        assert line, "ray start ended"
 
 
 def wait_until(holds, seconds: float = 60) -> None:

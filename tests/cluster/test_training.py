@@ -140,6 +140,7 @@ def test_two_workers_one_of_them_killed_end_as_one(prepared, whole):
 @pytest.mark.nodes
 def test_a_node_is_lost_and_training_goes_on_with_the_workers_that_are_left(prepared, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")  # then it tries fewer; a minute by itself
+    monkeypatch.chdir(tmp_path)  # on one machine, workers also find what lies in the driver's working directory
     with nodes_of(0, 1, 1) as (cluster, others), ThreadPoolExecutor(1) as aside:
         def lose_one() -> None:
             wait_for(lambda: middle_of_epoch(run_of(prepared, "elastic"), 1))

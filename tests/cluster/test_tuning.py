@@ -71,7 +71,8 @@ def test_asha_ends_the_hopeless_trial_and_the_diverged_one_is_the_worst(prepared
     assert epochs_of([good]) == [4] > epochs_of([bad])
     assert diverged["score"] == 0 and "too high" in diverged["reason"]
     assert outcome.choose(config, found) is good
-    assert storage.read_json(f"{config.storage}/best/asha.json")["checkpoint"].startswith(good["run"])
+    best = storage.read_json(f"{config.storage}/best/asha.json")["checkpoint"]
+    assert f"{config.storage}/{best}".startswith(f"{good['run']}/")
     before = [tracking.read(trial["run"]) for trial in found]
     # made again, it trains nothing again
     assert [tracking.read(trial["run"]) for trial in search_on(config)] == before

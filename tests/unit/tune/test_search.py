@@ -124,7 +124,7 @@ def test_trials_side_by_side_follow_the_cluster():
     ([(0, 0), (16, 0), (1, 0)], 4, "cpu", 4), ([(16, 0), (8, 8)], 8, "cuda", 1), ([(16, 0), (8, 2)], 2, "cuda", 4)])
 def test_a_trial_asks_for_no_more_than_a_node_has(nodes, trials, device, threads):
     found = [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes]
-    assert search.threads_per_worker(found, trials, TrainConfig(device=device)) == threads
+    assert search.threads_per_worker(found, trials, TrainConfig(device=device, num_workers=1)) == threads
 
 
 def test_choosing_passes_over_diverged_trials_and_says_why_none_is_left():
