@@ -200,11 +200,11 @@ def export_jpegs(prepared: str, folder: str) -> str:
     index = prepared_set.read_index(prepared)
     rows = index[index["split"] == "train"]
     crops = prepared_set.read_crops(prepared, rows)
-    for row in rows.to_dict("records"):
+    for number, row in enumerate(rows.to_dict("records")):  # a row may be there several times (`write_subset`)
         Path(folder, row["expression"]).mkdir(parents=True, exist_ok=True)
         crop = crops[row["image"]]
         bgr = crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
-        cv2.imwrite(f"{folder}/{row['expression']}/{row['row']}.jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        cv2.imwrite(f"{folder}/{row['expression']}/{number}.jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
     return folder
 
 

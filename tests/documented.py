@@ -34,6 +34,7 @@ SPECIAL_VALUES = (
     (r"facial_expressions\.yaml", {"FOLDER": "photographs", "NAME": "chosen"}),
     (r"make_sample_data", {"FOLDER": "drawn"}),
     (r"from_tune", {"NAME": "tune"}),
+    (r"measure_shortcuts", {"RUN": "fer_ray_output/runs/quickstart"}),
     (r"predict\.images|measure_duplicates", {"FOLDER": "faces/jaffe"}),
 )
 

@@ -68,8 +68,10 @@ def nodes(reached: dict[str, str]):
 
 
 def wait_for_start(node: subprocess.Popen) -> None:
-    while "Ray runtime started" not in (line := node.stdout.readline()):
-        assert line, "ray start ended"
+    said = [""]
+    while "Ray runtime started" not in said[-1]:
+        said.append(node.stdout.readline())
+        assert said[-1], f"ray start ended: {''.join(said)}"
 
 
 def wait_until(holds, seconds: float = 60) -> None:
