@@ -152,7 +152,12 @@ def joining() -> dict[str, str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a process that joins the Ray of RAY_ADDRESS, or else starts a Ray of its own."""
+    """For a process that joins the Ray of RAY_ADDRESS, or else starts a Ray of its own.
+
+    What this process has set for a Ray of its own stays here: with it, no node can join another's.
+    """
+    from fer_ray.cli import connection
+
     if "RAY_ADDRESS" not in more:
         end_ray()
-    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | more
+    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS" and k not in connection.LOCAL} | more

@@ -90,7 +90,7 @@ def test_a_training_with_two_workers_that_is_ended_says_by_what_and_goes_on(endi
     run = f"{prepared.storage}/runs/long"
     before = len(tracking.read(run))
     job = start(long_training(prepared.storage), temporary)
-    deadline = time.time() + 100
+    deadline = time.time() + 150
     while len(tracking.read(run)) <= before:
         assert time.time() < deadline and job.poll() is None, job.communicate()[1]
         time.sleep(0.05)
