@@ -133,4 +133,4 @@ def run(text: str, clone: SimpleNamespace) -> subprocess.CompletedProcess[str]:
 def test_nothing_was_written_elsewhere(clone):
     made = {path.name for path in clone.folder.iterdir()} - {name.split("/")[0] for name in os.listdir(documented.REPO)}
     assert made <= {"faces", "faces_of_six", "photographs", "drawn", "models", "fer_ray_output", "sample_data",
-                    "sample_data_small"}, made
+                    "sample_data_small", ".pytest_cache"}, made
