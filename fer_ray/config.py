@@ -37,7 +37,7 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Fine-tuning by SGD with momentum."""
+    """Fine-tuning by SGD with momentum. The paper's own values stand in jobs/configs/paper.yaml."""
 
     backbone: Backbone = "alexnet"
     """Network to fine-tune; timm:NAME is any network of timm (extra `timm`). With @SIDE, such as
@@ -53,40 +53,40 @@ class TrainConfig:
     """Images per optimiser step, over all workers together."""
     micro_batches: AtLeast1 = 1
     """Number of parts into which each worker cuts its images of a batch, to save memory (gradient accumulation)."""
-    lr: Positive = 0.001
+    lr: Positive = 0.01
     """Learning rate at its highest, after warm-up and before it falls."""
     lr_per_256: bool = False
     """Linear scaling rule: `lr` is that of batches of 256 images and is scaled to `batch_size`."""
-    body_lr: Positive = 1.0
+    body_lr: Positive = 0.3
     """Learning rate of the layers before the last one, as a part of `lr`: they come with weights, the last one is new.
     """
     momentum: BelowOne = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
     """Use Nesterov's form of momentum."""
-    weight_decay: NotNegative = 0.0
+    weight_decay: NotNegative = 5e-4
     """L2 penalty on weights; there is none on biases and normalisation layers."""
-    schedule: Literal["constant", "step", "cosine"] = "constant"
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
     """Course of the learning rate. `step`: it falls to a tenth after every `step_epochs`. `cosine`: it falls to 0."""
     step_epochs: AtLeast1 = 10
     """Epochs between two steps of `schedule step`."""
-    warmup_epochs: AtLeast0 = 0
+    warmup_epochs: AtLeast0 = 1
     """Number of first epochs over which the learning rate grows linearly."""
     clip_norm: NotNegative = 0.0
     """Largest norm of the gradient; longer ones are clipped. 0: none is."""
-    label_smoothing: BelowOne = 0.0
+    label_smoothing: BelowOne = 0.1
     """Part of the target probability that is spread over all classes."""
-    average: BelowOne = 0.0
+    average: BelowOne = 0.99
     """Validate, keep and use a moving average of the weights, of which a step leaves this part (EMA); 0: none."""
-    flip_average: bool = False
+    flip_average: bool = True
     """Wherever the trained network is used, score an image by the mean of its logits and those of its mirror image: it
     recognises better and takes twice as long. Checkpoints and exports keep this."""
-    class_weights: Literal["none", "sqrt", "balanced"] = "none"
+    class_weights: Literal["none", "sqrt", "balanced"] = "sqrt"
     """Weight of a class in the loss: equal for all, or the inverse of (the square root of) its frequency."""
     sampling: Literal["natural", "balanced"] = "natural"
     """Images of an epoch: each one once, or drawn so that all classes are equally frequent.
     The latter needs `class_weights` none: together they would make up for rare classes twice."""
-    augmentation: Literal["paper", "strong"] = "paper"
+    augmentation: Literal["paper", "strong"] = "strong"
     """How training images are changed at random: a crop, a flip, grey for one in ten and a rotation of up to 1 degree,
     as in the paper; or `strong`, with rotations of up to 12 degrees, another size, another light and hidden parts."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

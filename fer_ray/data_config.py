@@ -160,9 +160,9 @@ class FacesConfig:
     """Haar: number of overlapping detections that make a face."""
     detect_side: AtLeast1 = 640
     """A larger image is searched in a copy whose longer side has this many px; the box is mapped back."""
-    gray: bool = False
+    gray: bool = True
     """Make grey crops of coloured pictures too. Where the pictures of some expressions are in colour and those of
-    others grey, a network would else learn the colour instead of the face."""
+    others grey, a network would else learn the colour instead of the face. The paper's crops keep their colour."""
     on_no_face: Literal["reject", "whole"] = "reject"
     """What becomes of an image in which no face is found: it is rejected, or used whole."""
 

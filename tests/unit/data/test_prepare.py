@@ -167,8 +167,8 @@ def test_other_options_are_refused_by_their_keys(config, cropped):
     other = dataclasses.replace(config, faces=dataclasses.replace(config.faces, enlarge=0.4, min_neighbors=3))
     with pytest.raises(manifest.DataError, match="enlarge was 0.2 and is 0.4; faces.min_neighbors was 5 and is 3"):
         prepared(other)
-    with pytest.raises(manifest.DataError, match="faces.gray was False and is True"):
-        prepared(dataclasses.replace(config, faces=dataclasses.replace(config.faces, gray=True)))
+    with pytest.raises(manifest.DataError, match="faces.gray was True and is False"):
+        prepared(dataclasses.replace(config, faces=dataclasses.replace(config.faces, gray=False)))
     assert content(folder) == before
     prepared(dataclasses.replace(other, prepared="beside"))
     assert content(folder) == before

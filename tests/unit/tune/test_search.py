@@ -36,14 +36,14 @@ def test_the_grid_has_the_ends_of_every_axis_and_all_choices():
 
 def test_defaults_of_the_learning_rate_suit_the_backbone():
     effective = space.axes(config_of(train=TrainConfig(backbone="alexnet")))["effective_lr"]
-    assert (effective.low, effective.high) == pytest.approx((1e-3, 1e-1))
+    assert (effective.low, effective.high) == pytest.approx((1e-3, 3e-1))
     wider = space.axes(config_of(plane="plain", backbones=["vgg19", "resnet152"]))["lr"]
-    assert (wider.low, wider.high) == pytest.approx((1e-4, 1e-1))
+    assert (wider.low, wider.high) == pytest.approx((1e-4, 3e-1))
 
 
 def test_the_first_point_is_the_configured_one_if_it_lies_inside(tmp_path):
     inside = space.Points(config_of(tmp_path, lr=[1e-3, 1.0]))
-    assert [space.settings(p) for p in inside.first] == [{"lr": pytest.approx(1e-3), "momentum": 0.9}]
+    assert [space.settings(p) for p in inside.first] == [{"lr": pytest.approx(1e-2), "momentum": 0.9}]
     assert space.Points(config_of(tmp_path, lr=[0.5, 1.0])).first == []
 
 

@@ -39,7 +39,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     checkpoint, file = tiny.write(folder / "checkpoint", FACES, temperature=1.7), str(folder / "model.onnx")
     model, description = checkpoints.load_model(checkpoint)
-    onnx_export.write_onnx(onnx_export.trace(onnx_export.CropClassifier(model, 1.7), tiny.TINY), file,
+    onnx_export.write_onnx(onnx_export.trace(onnx_export.CropClassifier(model, 1.7, True), tiny.TINY), file,
                            onnx_export.metadata_of(description, 1.7))
     return checkpoint, file
 
