@@ -305,7 +305,7 @@ def check_row(row: pd.Series, shown: Shown) -> None:
 
 
 def check_crop(crop: np.ndarray, row: pd.Series, shown: Shown) -> None:
-    """The crop, uint8 [256, 256(, 3)], shows what was put in."""
+    """The crop, uint8 [256, 256(, 3)], shows what was put in: a white disc marks a face that the data set names."""
     assert bool(row.face_found) == (shown.box is not None)
     if shown.box is None:
         assert tuple(row.box) == (0, 0, *shown.picture.shape[1::-1])
@@ -317,7 +317,7 @@ def check_crop(crop: np.ndarray, row: pd.Series, shown: Shown) -> None:
         assert HALF_WIDTH < w < 3.5 * HALF_WIDTH
     else:
         assert tuple(row.box) == shown.box
-        bright = np.argwhere(crop.min(axis=-1) > 180)
+        bright = np.argwhere(np.atleast_3d(crop).min(axis=-1) > 180)
         assert np.abs(bright.mean(0) - 128).max() < 3, "the box's centre is not the crop's"
         diameter = 13 * 256 / (1.2 * max(shown.box[2:]))  # the box's longer side grows by 20 % and becomes 256 px
         assert len(bright) == pytest.approx(np.pi / 4 * diameter**2, rel=0.25)

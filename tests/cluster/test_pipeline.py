@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from cluster.conftest import run_job
 
+from fer_ray.config import TrainConfig
+
 TRAIN = ["--train.backbone", "timm:test_resnet", "--train.weights", "none", "--train.batch_size", "8"]
 SOURCES = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]']
 
@@ -70,7 +72,7 @@ def test_the_same_command_goes_on_where_it_ended(ran):
     assert "epoch   1/2" not in again.stdout
     assert before == {p: p.read_bytes() for p in (root / "out/prepared").rglob("*") if p.is_file()}
     other = run_job("train", *options, "--train.lr", "0.5", cwd=root)
-    assert other.returncode == 1 and "train.lr (was 0.001, now 0.5)" in other.stderr
+    assert other.returncode == 1 and f"train.lr (was {TrainConfig().lr}, now 0.5)" in other.stderr
 
 
 def test_bad_input_is_one_line_before_ray_starts(tmp_path):
