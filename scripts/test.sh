@@ -17,7 +17,8 @@ echo "test: types"
 .venv/bin/ty check
 
 echo "test: tests"
-# Two processes: one runs all tests that start a Ray, which wait for much of their time, the other the rest.
+# Several processes: the tests that share a Ray, those that start their own, which wait for much of their time, and
+# the rest.
 run=(.venv/bin/python)
 coverage=false
 failed=0
@@ -27,7 +28,7 @@ if [[ ${1:-} == --coverage ]]; then
     run+=(-m coverage run)
     rm -rf .coverage_data
 fi
-"${run[@]}" -m pytest tests -n 2 --dist loadgroup "$@" || failed=$?
+"${run[@]}" -m pytest tests -n 3 --dist loadgroup "$@" || failed=$?
 if $coverage; then
     echo "test: coverage of fer_ray, with the processes that the tests started"
     .venv/bin/python -m coverage combine -q 2> /dev/null   # a process that was killed left no readable file

@@ -24,35 +24,37 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("fer_ray", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("fer_ray")
 
-# These start Rays of their own. Two at once get into each other's way, and a start takes as long as a test.
+# The commands of these files start Rays of their own.
 OWN_RAY = ("test_connection", "test_ending", "test_s3")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
-    """Mark the tests of tests/cluster, and put them first, in the order of the Rays that they need.
+    """Mark the tests of tests/cluster, and put them first, those that share one Ray before all others.
 
-    First come files whose commands start Rays of their own, then all that share one, then those that need several
-    nodes. Where pytest-xdist runs several processes, one of them has all that start a Ray, in this order, and the
-    others have the rest. It takes longest, so it starts at once.
+    A start of Ray takes as long as a test. Where pytest-xdist runs several processes, one of them has the tests that
+    share a Ray and another those that start their own, since these would end and start the shared one again and again.
+    The rest goes where a process is free.
     """
     def rank(item) -> int:
-        if not item.get_closest_marker("cluster"):
-            return 3
-        return 0 if item.path.stem in OWN_RAY else 2 if item.get_closest_marker("nodes") else 1
+        groups = [mark.args[0] for mark in item.iter_markers("xdist_group")]
+        return {"shared": 0, "own": 1}[groups[0]] if groups else 2
 
     for item in items:
         if item.path.parent == Path(__file__).parent / "cluster":
             item.add_marker("cluster")
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            own = item.path.stem in OWN_RAY or item.get_closest_marker("nodes")
+            item.add_marker(pytest.mark.xdist_group("own" if own else "shared"))
     items.sort(key=rank)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session):
-    """Several processes that each start a Ray would get into each other's way, so see that they will not."""
-    apart = session.config.getoption("dist", "no") == "loadgroup"
-    if apart and any(item.get_closest_marker("cluster") and not item.nodeid.endswith("@ray") for item in session.items):
+    """See that the tests of one process do start one Ray after the other, and never two at once."""
+    if not getattr(session.config.option, "loadgroup", False):  # as pytest-xdist tells its workers, and only them
+        return
+    if any(item.get_closest_marker("cluster") and not item.nodeid.endswith(("@shared", "@own"))
+           for item in session.items):
         raise pytest.UsageError("pytest-xdist does not heed its groups: pytest 9.2 with pytest-xdist 3.8 loses them; "
                                 "install the versions of constraints-dev.txt")
 

@@ -1,9 +1,7 @@
 import contextlib
 import io
 import os
-import re
 import runpy
-import signal
 import subprocess
 import sys
 import time
@@ -97,21 +95,6 @@ def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
     while not condition():
         assert time.time() < deadline, "it did not happen in time"
         time.sleep(0.02)
-
-
-def kill(title: bytes, count: int | None = None) -> int:
-    """SIGKILL processes of this machine whose command line matches, all or so many; their number."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            # a process that has given itself a title fills the rest of its command line with spaces and zeros
-            if re.search(title, process.joinpath("cmdline").read_bytes().rstrip(b" \0")):
-                found.append(int(process.name))
-        except OSError:  # it has ended
-            continue
-    for process in found[:count]:
-        os.kill(process, signal.SIGKILL)
-    return len(found[:count])
 
 
 def run_job(verb: str, *options: str, cwd: Path, **shell: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,5 @@
 """Whatever ends a job from outside, it ends in one line, leaves no litter, and the same command goes on."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import processes
 import pytest
 from cluster.conftest import command, environment
 
@@ -46,25 +46,6 @@ def long_training(storage: str) -> list[str]:
     return command("train", *options)
 
 
-def descendants(pid: int) -> list[int]:
-    """Process ids of the children of a process, and of theirs."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [found for child in children for found in (int(child), *descendants(int(child)))]
-
-
-def name_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode()
-    except OSError:
-        return ""
-
-
-def kill(name: str, job: subprocess.Popen) -> None:
-    """Kill the process of this name that the job has started."""
-    (pid,) = [pid for pid in descendants(job.pid) if name in name_of(pid)]
-    os.kill(pid, signal.SIGKILL)
-
-
 def assert_ends(job: subprocess.Popen, code: int, words: str) -> str:
     """The job ends soon, with this exit code and one line that begins and ends as it should; its output."""
     output, errors = job.communicate(timeout=25)
@@ -73,18 +54,18 @@ def assert_ends(job: subprocess.Popen, code: int, words: str) -> str:
     return output
 
 
-@pytest.mark.parametrize(("process", "words"), [("gcs_server", "its control store (GCS)"),
-                                                ("raylet/raylet", "its scheduler on this machine (raylet)")])
+@pytest.mark.parametrize(("process", "words"), [(rb"^[^\0]*gcs_server", "its control store (GCS)"),
+                                                (rb"^[^\0]*raylet/raylet", "its scheduler on this machine (raylet)")])
 def test_a_ray_that_died_ends_the_job(process, words, temporary):
     job = start([sys.executable, "-c", WAITING], temporary)
     assert job.stdout and job.stdout.readline() == "ready\n"
-    kill(process, job)
+    assert processes.kill(process, of=job.pid) == 1
     assert_ends(job, 1, f"error: Ray has died: {words}")
     assert not list(temporary.iterdir())
 
 
 # SIGTERM goes the way of SIGINT, as tests/unit/cli/test_ending.py shows; Ray Train has a handler of SIGINT alone.
-@pytest.mark.parametrize(("ending", "code", "words"), [("ray::TrainController", 1, "error: Ray: The actor died"),
+@pytest.mark.parametrize(("ending", "code", "words"), [(b"^ray::TrainController", 1, "error: Ray: The actor died"),
                                                        (signal.SIGINT, 130, "interrupted")])
 def test_a_training_with_two_workers_that_is_ended_says_by_what_and_goes_on(ending, code, words, prepared, temporary):
     run = f"{prepared.storage}/runs/long"
@@ -94,7 +75,10 @@ def test_a_training_with_two_workers_that_is_ended_says_by_what_and_goes_on(endi
     while len(tracking.read(run)) <= before:
         assert time.time() < deadline and job.poll() is None, job.communicate()[1]
         time.sleep(0.05)
-    job.send_signal(ending) if isinstance(ending, signal.Signals) else kill(ending, job)
+    if isinstance(ending, signal.Signals):
+        job.send_signal(ending)
+    else:
+        assert processes.kill(ending, of=job.pid) == 1
     output = assert_ends(job, code, words)
     assert not before or f"resuming after epoch {before}" in output
     assert not list(temporary.iterdir())

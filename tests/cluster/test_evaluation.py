@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
+import processes
 import pytest
-from cluster.conftest import kill, run_job, wait_for
+from cluster.conftest import run_job, wait_for
 
 OPTIONS = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}]', "--evaluate.also",
-           '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "efficientnet_lite0",
+           '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "efficientnet_lite0@112",
            "--train.layers", "head", "--train.lr", "0.01", "--train.epochs", "15", "--train.batch_size", "16",
            "--protocol.repeats", "3", "--name", "tiny"]
 PAGES = ["runs/tiny-fold0/report.html", "crossval/tiny/crossval.html", "labels/tiny/labels.html",
@@ -25,7 +26,7 @@ def audited(tmp_path_factory, sample_of):
     sample_of(root / "data", 6)
     def kill_what_watches_a_fold() -> int:
         wait_for(lambda: (root / "out/runs/tiny-fold0/run.json").exists(), 250)
-        return kill(rb"ray::train$", 1)
+        return processes.kill(rb"ray::train$", 1)
 
     with ThreadPoolExecutor(1) as aside:
         killed = aside.submit(kill_what_watches_a_fold)

@@ -12,10 +12,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import processes
 import pytest
 import ray
 import torch
-from cluster.conftest import REPO, command, joining, kill, nodes_of, ray_on, wait_for
+from cluster.conftest import REPO, command, joining, nodes_of, ray_on, wait_for
 from safetensors.torch import load_file
 
 from fer_ray.cli import connection, stages
@@ -127,7 +128,7 @@ def test_two_workers_one_of_them_killed_end_as_one(prepared, whole):
 
         def kill_one() -> int:
             wait_for(lambda: middle_of_epoch(run_of(prepared, "killed"), 1))
-            return kill(WORKERS, 1)
+            return processes.kill(WORKERS, 1)
 
         killed = aside.submit(kill_one)
         # Streamed, by tasks that find no CPU which no worker holds. A set of a single window has one order, so that
@@ -180,7 +181,7 @@ def test_worker_killed_and_driver_killed_end_with_the_same_weights(prepared):
     with ray_on(2):
         first = start()
         wait_for(lambda: middle_of_epoch(run, 0))
-        assert kill(WORKERS) >= 1  # Ray starts another one
+        assert processes.kill(WORKERS) >= 1  # Ray starts another one
         wait_for(lambda: middle_of_epoch(run, 1))
         assert first.poll() is None
         os.killpg(first.pid, signal.SIGKILL)  # the driver; the same command goes on

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import processes
 import pytest
 from cluster.conftest import command, joining, ray_on, wait_for
 
@@ -46,17 +47,6 @@ def search_on(prepared):
 
     with ray_on(2):
         yield run
-
-
-def processes_of(word: bytes) -> list[int]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if word in process.joinpath("cmdline").read_bytes():
-                found.append(int(process.name))
-        except OSError:  # it has ended
-            continue
-    return found
 
 
 def epochs_of(trials: list[dict]) -> list[int]:
@@ -100,10 +90,7 @@ def test_a_killed_trial_goes_on_and_ends_as_one_that_nothing_disturbed(prepared,
 
     def kill_trial() -> int:
         wait_for(lambda: len(tracking.read(f"{space.search_uri(config)}/runs/000")) >= 2)
-        trials = processes_of(b"ImplicitFunc")
-        for process in trials:
-            os.kill(process, signal.SIGKILL)
-        return len(trials)
+        return processes.kill(b"ImplicitFunc")
 
     with ThreadPoolExecutor(1) as aside:
         killed = aside.submit(kill_trial)
@@ -119,7 +106,7 @@ def test_trials_of_two_workers_leave_no_worker_behind(prepared, search_on):
     assert [trial["state"] for trial in found] == ["finished", "ended"]
     good, bad = epochs_of(found)
     assert good == 9 and bad < 9  # the workers may be some epochs further when Tune's decision reaches them
-    wait_for(lambda: not processes_of(b"RayTrainWorker"))
+    wait_for(lambda: not processes.find(b"RayTrainWorker"))
 
 
 # Features of a network that is small: these trials need not differ.
