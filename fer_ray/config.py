@@ -289,6 +289,19 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
+class PaperConfig:
+    """The paper's study on your data, and what its scores are worth on new people (jobs/paper.py)."""
+
+    scale: Literal["full", "small"] = "full"
+    """`full`: as in the paper, 30 epochs of each network of `compare.backbones` and 50 of `train.backbone`, and ten
+    folds by subject. `small`: the same steps in minutes, with small networks and few epochs; without `data.root` on
+    drawn faces. How the paper trains and crops is known; `train` and `faces` say how our own recipe does."""
+    new_face: Uri = ""
+    """Photographs of one person who is in no other data set (the paper's Fig. 16): a folder or s3://bucket/prefix with
+    a folder for each expression; empty: none."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All options of fer_ray. Every verb takes all and uses some."""
 
@@ -313,6 +326,7 @@ class Config:
     serve: ServeConfig = field(default_factory=ServeConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    paper: PaperConfig = field(default_factory=PaperConfig)
     card: CardConfig = field(default_factory=CardConfig)
     labels: bool = False
     """Also look for wrong labels (jobs/audit.py), by the predictions of folds that are trained for this."""

@@ -154,6 +154,9 @@ class FacesConfig:
     face, so are those in which no face is found. It says what it decided."""
     enlarge: Annotated[float, Interval(ge=0, le=10)] = 0.2
     """How much a found box grows about its centre, as a part of its side; 0.2: by 20 %, as in the paper."""
+    shape: Literal["square", "ratio"] = "square"
+    """`square`: the square about the box, moved into the image, is scaled to 256 x 256 px. `ratio`: as in the paper,
+    the box ends at the image's border and its shorter side becomes 256 px; the middle of the longer one is kept."""
     scale_factor: Annotated[float, Interval(gt=1, le=10)] = 1.1
     """Haar: factor between two scales of the image pyramid."""
     min_neighbors: AtLeast0 = 5

@@ -37,10 +37,12 @@ USES = {
     "compare": (*_ALL_STAGES, "compare"),
     "crossdata": ("name", "storage", "replace", "data", "faces", "split", "train", *_SCORE),
     "audit": (*_ALL_STAGES, "protocol", "labels", "retrain"),
+    "paper": ("name", "storage", "replace", "data", "faces", "split.seed", "train", "evaluate", "card",
+              "compare.backbones", "tune", "protocol.parallel", "paper"),
 }
 # These come first in `--help`, since most commands give some of them.
 COMMON = ("name", "storage", "prepared", "data.root", "data.kind", "predict.images", "predict.checkpoint",
-          "export.checkpoint", "export.formats", "serve.host", "serve.port", "labels",
+          "export.checkpoint", "export.formats", "serve.host", "serve.port", "labels", "paper.scale", "paper.new_face",
           "train.backbone", "train.epochs", "train.batch_size", "train.lr", "train.num_workers", "train.device",
           "evaluate.device", "predict.device")
 WIDTH = 100

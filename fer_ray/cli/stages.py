@@ -102,15 +102,19 @@ def score(config: Config, prepared: str, also: dict[str, str]) -> str:
     result, explained = evaluation.evaluate(config, prepared, also)
     run = job.run_uri(config)
     montage = prepared_page.montage(prepared, config.train.seed)
-    drawn = np.stack([augment.draws(config.train.seed, epoch, np.zeros(1, int))[0] for epoch in range(8)])
-    augmented = list(augment.train_transform([montage[0]["crop"]] * len(drawn), drawn,
-                                             augment.NAMED[config.train.augmentation]))
-    target = pages.write(run, result, {"montage": montage, "augmented": augmented, "explained": explained})
+    target = pages.write(run, result, {"montage": montage, "augmented": augmented(montage[0]["crop"], config.train),
+                                       "explained": explained})
     lines = [config.name, metrics.per_class_table(result["metrics"]), *metrics.group_lines(result["groups"])]
     for other in result["also"]:
         lines += wording.scored_elsewhere(other)
     print("\n".join([*lines, *wording.warnings(result["shortcuts"]), f"report: {run}/report.html"]), flush=True)
     return target
+
+
+def augmented(crop: np.ndarray, settings: TrainConfig) -> list[np.ndarray]:
+    """What a training makes of uint8 [256, 256(, 3)] in its first eight epochs; uint8 [224, 224, 3] each."""
+    drawn = np.stack([augment.draws(settings.seed, epoch, np.zeros(1, int))[0] for epoch in range(8)])
+    return list(augment.train_transform([crop] * len(drawn), drawn, augment.NAMED[settings.augmentation]))
 
 
 def run_predict(config: Config) -> str:

@@ -83,10 +83,28 @@ def cut(image: np.ndarray, box: Box, enlarge: float, size: int = CROP_SIDE) -> n
     return cv2.resize(found, (size, size), interpolation=how)
 
 
+def cut_in_ratio(image: np.ndarray, box: Box, enlarge: float, size: int = CROP_SIDE) -> np.ndarray:
+    """The middle of `box`, grown and ended at the image's border, its shorter side scaled to `size`.
+
+    As in the paper, which then crops 224 px at random out of 256 x N; here the middle square stands for 256 x N.
+
+    Returns: uint8 [size, size(, 3)].
+    """
+    height, width = image.shape[:2]
+    x, y, w, h = box
+    left, right = (min(max(round(x + w / 2 + sign * w * (1 + enlarge) / 2), 0), width) for sign in (-1, 1))
+    top, bottom = (min(max(round(y + h / 2 + sign * h * (1 + enlarge) / 2), 0), height) for sign in (-1, 1))
+    side = max(1, min(right - left, bottom - top))
+    left, top = (left + right - side) // 2, (top + bottom - side) // 2
+    how = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    return cv2.resize(image[top : top + side, left : left + side], (size, size), interpolation=how)
+
+
 def crop_for(image: np.ndarray, box: Box | None, config: FacesConfig) -> np.ndarray:
     """What a network sees of uint8 [H, W(, 3)]: the face of `box`, grown, or the whole image; uint8 [256, 256(, 3)]."""
     height, width = image.shape[:2]
-    crop = cut(image, box or (0, 0, width, height), config.enlarge if box else 0.0)
+    take = cut_in_ratio if config.shape == "ratio" else cut
+    crop = take(image, box or (0, 0, width, height), config.enlarge if box else 0.0)
     return to_gray(crop) if config.gray else crop
 
 

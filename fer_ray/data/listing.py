@@ -38,7 +38,8 @@ _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "@
          "system volume information", "$recycle.bin", "recycler", "recycled", "found.000", "icon\r", "#snapshot",
          "@tmp", "@recently-snapshot", "network trash folder", "temporary items"}
 # Folders of a storage of this program (`config.storage`), and how one is known: by a prepared set or predictions.
-_OUTPUT = ("prepared", "runs", "best", "tune", "crossval", "crossdata", "compare", "labels", "exports", "predictions")
+_OUTPUT = ("prepared", "runs", "best", "tune", "crossval", "crossdata", "compare", "paper", "labels", "exports",
+           "predictions")
 _OWN = re.compile(r"((?:.*/)?)(?:prepared/[^/]+/(?:prepared\.json|images/part-[^/]+\.parquet)|"
                   r"predictions/[^/]+/predictions\.csv)", re.DOTALL)
 # Words that stand beside that of a split in the name of its folder: Train_Aligned_Faces, fer_train, test-set.

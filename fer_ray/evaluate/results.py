@@ -49,12 +49,14 @@ def write_predictions(run: str, name: str, rows: pd.DataFrame, probabilities: np
     storage.write_bytes(storage.join(run, name), table.to_csv(index=False).encode())
 
 
-def read_predictions(run: str) -> pd.DataFrame:
+def read_predictions(run: str, also: str = "") -> pd.DataFrame:
     """The test images of a run with their probabilities: `predictions.csv` of its folder.
+
+    `also`: of this further data set (`predictions-NAME.csv`) instead.
 
     Raises: storage.DamagedError, also where rows are missing: there must be as many as `report.json` says.
     """
-    file = storage.join(run, "predictions.csv")
+    file = storage.join(run, f"predictions-{also}.csv" if also else "predictions.csv")
     try:
         # "NA" is the name of a person, and no missing value
         table = pd.read_csv(io.BytesIO(storage.read_bytes(file)), dtype={"image": str, "subject": str},
@@ -64,7 +66,9 @@ def read_predictions(run: str) -> pd.DataFrame:
     except ValueError:  # of pandas: a parser's error, no columns at all, or no UTF-8
         raise storage.DamagedError(f"{file}: is damaged (no CSV table); {REMEDY}") from None
     expected = ["image", "subject", "expression", *CONDITIONS, *PROBABILITIES]
-    images = read_report(run)["metrics"]["test_images"]
+    report = read_report(run)
+    scored = next(other for other in report["also"] if other["name"] == also) if also else report
+    images = scored["metrics"]["test_images"]
     whole = (list(table.columns) == expected and len(table) == images and table["expression"].isin(EXPRESSIONS).all()
              and all(kind == np.float64 for kind in table[PROBABILITIES].dtypes))
     if not whole:

@@ -50,6 +50,26 @@ def bars_figure(counts: dict):
     return figure
 
 
+def preselection_figure(counts: dict):
+    """Images of each class before and after the selection of frames, an axis for each data set.
+
+    `counts`: `read` and `before` of prepared.json, data set -> class -> number.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(counts["read"]), squeeze=False)[0]
+    for axis, (name, read) in zip(axes, counts["read"].items(), strict=True):
+        kept = counts["before"].get(name, {})
+        classes = [*EXPRESSIONS, *(["none"] if read.get("none") else [])]
+        axis.barh(classes, [read.get(e, 0) for e in classes], color=GREY, label="read")
+        axis.barh(classes, [kept.get(e, 0) for e in classes], color=BLUE, height=0.5, label="kept")
+        axis.invert_yaxis()
+        axis.set(title=f"{name}: {sum(kept.values()):,} of {sum(read.values()):,}", xlabel="images")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
 def sizes_figure(index):
     """How large the images and the faces in them are, in px. `index`: of a prepared set (pandas)."""
     from matplotlib.figure import Figure

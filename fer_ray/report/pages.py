@@ -120,6 +120,21 @@ def render_protocol(summary: dict) -> str:
                  config=_flatten(summary["config"]), also=list(rows[0]["also"]))
 
 
+def render_paper(summary: dict, pictures: dict[str, str | None]) -> str:
+    """The page of a study of the paper.
+
+    Args:
+        summary: paper.json.
+        pictures: of `paper_page.draw`.
+    """
+    report = summary["by_image"]
+    recall = {name: one["recall"] for name, one in report["metrics"]["per_class"].items() if one["support"]}
+    return _page("paper.html.j2", is_drawn(report["counts"]["read"]), s=summary, r=report, pictures=pictures,
+                 best=max(recall, key=recall.__getitem__), worst=min(recall, key=recall.__getitem__),
+                 new_face=next((other for other in report["also"] if other["name"] == "new_face"), None),
+                 config=_flatten(summary["folds"]["config"]))
+
+
 def render_labels(summary: dict, sheets: dict[str, list[dict]]) -> str:
     """The page of a label audit.
 

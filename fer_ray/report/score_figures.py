@@ -152,6 +152,17 @@ def runs_figure(rows: list[dict]):
     return figure
 
 
+def columns_figure(columns: dict[str, dict | None]):
+    """Balanced accuracy and chance of each column of a study of the paper over the classes and people of all.
+
+    `columns`: of `evaluate.paper.beside_each_other`.
+    """
+    rows = [{"label": name.replace("_", " "), "leaking": name == "paper's split",
+             **{key: column["common"][key] for key in ("balanced_accuracy", "balanced_accuracy_ci95", "chance")}}
+            for name, column in columns.items() if column and column["common"]]
+    return runs_figure(rows)
+
+
 def matrix_figure(names: list[str], pairs: list[dict]):
     """Balanced accuracy of the network of each row's data set on each column's, with classes and chance.
 

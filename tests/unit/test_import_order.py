@@ -80,6 +80,7 @@ ORDER = {
     "evaluate.labels": False,
     "evaluate.protocols": True,
     "evaluate.comparison": True,
+    "evaluate.paper": True,
     "report.figures": False,
     "report.data_figures": False,
     "report.score_figures": False,
@@ -87,6 +88,7 @@ ORDER = {
     "report.video_figures": False,
     "report.pages": False,
     "report.prepared_page": False,
+    "report.paper_page": False,
     "use.recognition": False,
     "use.photographs": False,
     "use.drawing": False,
@@ -114,6 +116,7 @@ ORDER = {
     "cli.serving": True,
     "cli.studies": True,
     "cli.audit": True,
+    "cli.paper": True,
     "cli.main": False,
 }
 RANK = {name: rank for rank, name in enumerate(ORDER)}

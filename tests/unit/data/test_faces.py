@@ -36,6 +36,27 @@ def test_a_whole_image_is_padded_to_a_square_and_not_cut():
     assert crop[50, 20] == 30 and crop[50, 79] == 40 and (crop[50, :20] == 30).all() and (crop[50, 80:] == 40).all()
 
 
+def test_a_box_cut_in_its_ratio_ends_at_the_border_and_keeps_its_middle():
+    image = np.zeros((100, 200), np.uint8)
+    image[:, 80:120] = 200
+    crop = faces.cut_in_ratio(image, (0, 0, 200, 100), 0.2, size=50)  # the middle 100 px of 200
+    assert crop.shape == (50, 50) and (crop[:, 16:34] == 200).all()
+    assert not crop[:, :14].any() and not crop[:, 36:].any()
+    # 20 % about the centre of a box of 20 px is 24 px from 18 on; at the corner its half beyond the border is missing
+    image[:], image[18:42, 18:42] = 0, 100
+    assert (faces.cut_in_ratio(image, (20, 20, 20, 20), 0.2, size=24) == 100).all()
+    image[:], image[:16, :16] = 0, 50
+    assert (faces.cut_in_ratio(image, (-10, -10, 24, 24), 0.2, size=16) == 50).all()
+
+
+@given(st.integers(10, 300), st.integers(10, 300), st.floats(0, 1), st.data())
+def test_a_box_that_shows_any_of_the_image_can_be_cut_in_its_ratio(width, height, enlarge, data):
+    w, h = data.draw(st.integers(1, 400)), data.draw(st.integers(1, 400))
+    box = (data.draw(st.integers(1 - w, width - 1)), data.draw(st.integers(1 - h, height - 1)), w, h)
+    assert faces.crop_for(np.zeros((height, width, 3), np.uint8), box, FacesConfig(shape="ratio", enlarge=enlarge)
+                          ).shape == (256, 256)
+
+
 def test_coarse_to_fine_finds_what_the_full_search_finds():
     for seed in range(6):
         rng = np.random.default_rng(seed)
