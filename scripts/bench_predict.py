@@ -6,7 +6,10 @@ Measured on the same photographs, from files to a table, taking turns, `--rounds
   time;
 - python: `Recognizer` on the list of files, every face;
 - largest: the same, with `faces="largest"`;
+- onnx: as python, with the network exported to ONNX;
 - ray: `jobs/predict.py`'s pipeline on all cores, every face, without the start of Ray, but with that of its workers;
+- service: `jobs/serve.py`, asked by 16 clients at once, a photograph a request; also the time within which 95 % of
+  the requests are answered;
 - fer: the package of that name (PyPI), if `--fer` names the Python of an environment that has it.
 
 With `--video` instead, on a drawn film of one moving face (640 x 480 px, 30 frames/s), frames of the film a second:
@@ -19,8 +22,8 @@ With `--video` instead, on a drawn film of one moving face (640 x 480 px, 30 fra
 also a second of computing time (of all threads, so that other work on the machine counts less), and the peak memory of
 a process that reads 10 s and of one that reads 10 min of it.
 
-The network is `--backbone` with random weights, which take as long as trained ones, or `--checkpoint`. Prints the
-medians; the last line is JSON.
+The network is `--backbone` with random weights, which take as long as trained ones, or `--checkpoint`. With random
+weights an image is scored once, without its mirror image, as the loop does. Prints the medians; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ import argparse
 import json
 import os
 import platform
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -36,6 +41,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -44,19 +50,23 @@ import cv2
 import cv2.data
 import numpy as np
 import pandas as pd
+import ray
+import requests
 import torch
 
 from fer_ray import Recognizer
 from fer_ray.cli import connection
-from fer_ray.config import Config, to_dict
+from fer_ray.config import Config, TrainConfig, to_dict
 from fer_ray.data.drawn_face import render_face
 from fer_ray.data_config import FacesConfig
 from fer_ray.model import augment, backbones, checkpoints
-from fer_ray.use import batch, inputs
+from fer_ray.use import batch, inputs, onnx_export
 from fer_ray.use.footage import Footage
 from fer_ray.use.photographs import Search
 
 RATE, FILM_S = 30, 10
+CLIENTS, TOKEN = 16, "a-token-of-this-benchmark"
+SERVE_JOB = Path(__file__).resolve().parent.parent / "jobs/serve.py"
 MEMORY = """
 import resource, sys
 from fer_ray import Recognizer
@@ -106,6 +116,45 @@ def with_ray(images: list[str], checkpoint: str, folder: str) -> int:
     pictures = [inputs.Picture(image, 0, 0, None) for image in images]
     job = batch.Job(folder, pictures, checkpoint, Search(FacesConfig()), device="cpu")
     return int(pd.read_csv(batch.predict(job))["face"].notna().sum())
+
+
+def write_onnx(checkpoint: str, folder: Path) -> str:
+    """The network of a checkpoint as ONNX; the file."""
+    model, description = checkpoints.load_model(checkpoint)
+    classifier = onnx_export.CropClassifier(model, checkpoints.read_temperature(checkpoint) or 1.0,
+                                            description["config"]["train"]["flip_average"])
+    program = onnx_export.trace(classifier, description["backbone"])
+    onnx_export.write_onnx(program, str(folder / "model.onnx"), onnx_export.metadata_of(description, None))
+    return str(folder / "model.onnx")
+
+
+def with_service(images: list[str], checkpoint: str) -> tuple[float, float]:
+    """Faces a second of the service, asked by `CLIENTS` at once, and the 95th percentile of its answers' seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, str(SERVE_JOB), "--predict.checkpoint", checkpoint, "--serve.port", str(port)]
+    shell = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "FER_RAY_SERVE_TOKEN": TOKEN}
+
+    def ask(image: str) -> tuple[int, float]:
+        start = time.perf_counter()
+        answer = requests.post(f"http://127.0.0.1:{port}/predict", files={"images": Path(image).read_bytes()},
+                               headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
+        answer.raise_for_status()
+        return len(answer.json()["results"][0]["faces"]), time.perf_counter() - start
+
+    with subprocess.Popen(words, env=shell, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        try:
+            while "Ctrl-C" not in (line := process.stdout.readline()):
+                assert line, "the service has ended"
+            with ThreadPoolExecutor(CLIENTS) as clients:
+                list(clients.map(ask, images[: 2 * CLIENTS]))  # warms up
+                start = time.perf_counter()
+                answers = list(clients.map(ask, images))
+                seconds = time.perf_counter() - start
+        finally:
+            process.send_signal(signal.SIGINT)
+    return sum(faces for faces, _ in answers) / seconds, float(np.percentile([each for _, each in answers], 95))
 
 
 def with_fer(images: list[str], python: str, folder: Path) -> tuple[int, float]:
@@ -231,7 +280,8 @@ def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 def random_checkpoint(backbone: str, folder: Path) -> str:
     """A checkpoint of the backbone with random weights."""
-    description = {"metrics": {"val_balanced_accuracy": 0.0}, "at_end_of_epoch": True, "config": to_dict(Config()),
+    config = to_dict(Config(train=TrainConfig(flip_average=False)))
+    description = {"metrics": {"val_balanced_accuracy": 0.0}, "at_end_of_epoch": True, "config": config,
                    "progress": {"epoch": 1, "step": 0}}
     checkpoints.save(str(folder), backbone, backbones.build(backbone), {"optimizer": {}, "progress": {}}, description)
     return str(folder)
@@ -272,13 +322,18 @@ def main() -> None:
         out = Path(name)
         checkpoint = options.checkpoint or random_checkpoint(options.backbone, out / "checkpoint")
         every, largest = Recognizer.load(checkpoint), Recognizer.load(checkpoint, faces="largest")
+        exported = Recognizer.load(write_onnx(checkpoint, out))
         rounds: list[dict[str, float]] = []
+        latencies: list[float] = []
         for number in range(options.rounds):
             table = out / "table.csv"
             rates = {"loop": timed(lambda: loop(images, checkpoint, table)),  # noqa: B023
                      "python": timed(lambda: with_python(images, every, table)),  # noqa: B023
                      "largest": timed(lambda: with_python(images, largest, table)),  # noqa: B023
+                     "onnx": timed(lambda: with_python(images, exported, table)),  # noqa: B023
                      "ray": timed(lambda: with_ray(images, checkpoint, f"{out}/{number}"))}  # noqa: B023
+            rates["service"], latency = with_service(images, checkpoint)
+            latencies.append(latency)
             if options.fer:
                 faces, seconds = with_fer(images, options.fer, out)
                 rates["fer"] = faces / seconds
@@ -286,7 +341,9 @@ def main() -> None:
             print("  ".join(f"{name} {rate:.1f}" for name, rate in rates.items()), "faces/s", flush=True)
     ratios = {f"{name}_to_loop": round(statistics.median(rates[name] / rates["loop"] for rates in rounds), 2)
               for name in rounds[0] if name != "loop"}
-    print(json.dumps({"faces_per_s": medians(rounds), **ratios, "photographs": len(images),
+    ratios["service_to_python"] = round(statistics.median(rates["service"] / rates["python"] for rates in rounds), 2)
+    print(json.dumps({"faces_per_s": medians(rounds), **ratios,
+                      "service_p95_s": round(statistics.median(latencies), 2), "photographs": len(images),
                       "backbone": options.backbone, "cores": os.cpu_count(), "date": date.today().isoformat()}))
 
 
