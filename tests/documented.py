@@ -22,6 +22,7 @@ TREATMENTS = (
     (r"scripts/submit\.sh ", "options", "it needs a job server; test_s3.py submits to one"),
     (r".*s3://", "options", "it needs a bucket; test_s3.py has one"),
     (r"python scripts/(bench_\w+|measure_labels)\.py", "arguments", "it measures for many minutes"),
+    (r"python jobs/paper\.py ", "options", "it takes many minutes; tests/cluster/test_paper.py runs a smaller one"),
     (r"python jobs/audit\.py --labels", "options", "tests/cluster/test_evaluation.py runs it in the same way"),
     (r"(python jobs/\w+\.py|fer_ray \w+)$", "help", "the text names the verb; alone it has no data"),
     (r"(RAY_ADDRESS=auto )?(python|bash|fer_ray) ", "run", ""),

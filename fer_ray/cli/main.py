@@ -31,8 +31,8 @@ VERBS = {
     "crossdata": ("studies.run_crossdata", "Train on each data set of data.sources and test on every other."),
     "audit": ("audit.run_audit", "Audit a prepared set: who and what stands in more than one split, and which labels "
                                    "are doubtful (--labels)."),
-    "paper": ("paper.run_paper", "The paper's study on your data, from its Table I to its Fig 17, and what its scores "
-                                 "are worth on people never seen."),
+    "paper": ("paper.run_paper", "The paper's study on your data, in its order, and what its scores are worth on "
+                                 "people never seen."),
 }
 
 
