@@ -136,7 +136,7 @@ def _audit(config: Config) -> tuple[dict | None, str]:
     Returns: labels.json, or None and why no label is doubted; the folds are there in either case.
     """
     try:
-        return storage.read_json(audit.run_label_audit(replace(config, retrain=True))), ""
+        return storage.read_json(audit.run_label_audit(replace(config, labels=True, retrain=True))), ""
     except labels.UntrustworthyError as error:
         wording.say("paper", [f"no clean-up: {error}"])
         return None, str(error)
