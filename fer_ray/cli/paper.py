@@ -152,10 +152,12 @@ def _columns(base: Config, by_image: Config, ours: Config, audited: dict | None)
                                                      for one in (base, ours))
     on_new_face = {paper.PAPERS_SPLIT: _mean_on_new_face([run]), "honest folds": _mean_on_new_face(folds),
                    "our recipe": _mean_on_new_face(our_folds)}
+    new_face = None
+    if on_new_face[paper.PAPERS_SPLIT] is not None:  # folders of expressions do not say that all show one person
+        new_face = results.read_predictions(run, paper.NEW_FACE).assign(subject=paper.NEW_FACE)
     sides = {paper.PAPERS_SPLIT: protocols.pooled([run]),
              "honest folds": protocols.pooled(folds),
-             paper.NEW_FACE: (None if on_new_face[paper.PAPERS_SPLIT] is None
-                              else results.read_predictions(run, paper.NEW_FACE)),
+             paper.NEW_FACE: new_face,
              "after clean-up": protocols.pooled([f"{fold}-without" for fold in folds]) if audited else None,
              "our recipe": protocols.pooled(our_folds)}
     return {"together": paper.beside_each_other(sides), "on_new_face": on_new_face}

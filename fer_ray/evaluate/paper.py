@@ -38,10 +38,12 @@ class Scale:
     """Folds by subject; ten train on 80 % of the images, as a single split does."""
     lr: float
     """Learning rate of the paper's training."""
+    trials: int = 0
+    """Trials of the search, of two epochs each; 0: those of `tune`."""
 
 
 SCALES = {"full": Scale(epochs=50, compared_epochs=30, folds=10, lr=0.001),
-          "small": Scale(epochs=6, compared_epochs=3, folds=3, lr=0.01)}
+          "small": Scale(epochs=10, compared_epochs=3, folds=5, lr=0.01, trials=3)}
 
 
 def sized(config: Config) -> Config:
@@ -49,7 +51,9 @@ def sized(config: Config) -> Config:
     scale = SCALES[config.paper.scale]
     if config.paper.scale == "small":
         config = replace(config, train=replace(config.train, backbone=SMALL_NETWORK),
-                         compare=CompareConfig(SMALL_COMPARED), tune=replace(config.tune, num_trials=3, max_epochs=2))
+                         compare=CompareConfig(SMALL_COMPARED))
+    if scale.trials:
+        config = replace(config, tune=replace(config.tune, num_trials=scale.trials, max_epochs=2))
     return replace(config, prepared=config.name, split=replace(config.split, by="subject", folds=0),
                    train=replace(config.train, epochs=scale.epochs),
                    protocol=replace(config.protocol, kind="folds", repeats=scale.folds))

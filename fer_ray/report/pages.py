@@ -129,9 +129,10 @@ def render_paper(summary: dict, pictures: dict[str, str | None]) -> str:
     """
     report = summary["by_image"]
     recall = {name: one["recall"] for name, one in report["metrics"]["per_class"].items() if one["support"]}
+    trained = sum(sum(by_split.get("train", {}).values()) for by_split in report["counts"]["after"].values())
     return _page("paper.html.j2", is_drawn(report["counts"]["read"]), s=summary, r=report, pictures=pictures,
+                 trained=trained,
                  best=max(recall, key=recall.__getitem__), worst=min(recall, key=recall.__getitem__),
-                 new_face=next((other for other in report["also"] if other["name"] == "new_face"), None),
                  config=_flatten(summary["folds"]["config"]))
 
 

@@ -24,7 +24,8 @@ def draw(summary: dict, montage: list[dict], augmented: list[np.ndarray], view: 
         new_face: URI of the prepared set of the new face; empty: there is none.
     """
     report = summary["by_image"]
-    scored = next((other["metrics"] for other in report["also"] if other["prepared"] == new_face), None)
+    column = summary["together"]["columns"]["new_face"]
+    scored = column and column["all"]
     wanted: dict[str, tuple[Any, Any]] = {
         "preselection": (data_figures.preselection_figure, summary["preselection"]),
         "crops": (data_figures.crops_figure, montage),

@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from preparing import in_this_process
 
 REPO = Path(__file__).parents[2]
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # epochs of a second wait for the controller
@@ -58,7 +60,10 @@ def nodes_of(*cpus: int):
     end_ray()
     # a dead node answers at once that it is dead; by itself Ray asks 5 times, every 3 s, before it believes it
     asks = {"health_check_period_ms": 500, "health_check_failure_threshold": 2, "health_check_initial_delay_ms": 0}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], "_system_config": asks})
+    with socket.create_server(("127.0.0.1", 0)) as free:  # the usual one may be taken by another process's Ray
+        board = free.getsockname()[1]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], "dashboard_port": board,
+                                                            "_system_config": asks})
     try:
         others = [cluster.add_node(num_cpus=n) for n in cpus[1:]]
         os.environ["RAY_ADDRESS"] = cluster.address
@@ -85,7 +90,8 @@ def prepared(sample_of, tmp_path_factory):
     data = DataConfig("auto", str(sample_of(root / "data", 4)))
     config = Config(name="set", storage=str(root / "out"), prepared="set", data=data,
                     train=TrainConfig(backbone="timm:test_resnet", weights="none", batch_size=8, lr=0.01, epochs=3))
-    with ray_on(2):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "_on_workers", in_this_process)  # faster than the start of a Ray
         prepare.prepare(config, read_manifest(config.data))
     return config
 

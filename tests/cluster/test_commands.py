@@ -1,7 +1,7 @@
 """The commands of README.md and docs/ as they are written there, in a fresh copy of the repository.
 
 Sizes are made small by FER_RAY_OPTIONS; paths, names and the storage are those of the documents and the defaults. Later
-commands find what earlier ones made. The quickstart starts a Ray of its own, and a search runs in a process of its own;
+commands find what earlier ones made. The quickstart and a search run in processes of their own on the Ray of the tests;
 the other jobs' files are run in the process of the tests (see `run_job`). tests/unit/test_documents.py checks the
 commands that need a cloud.
 """
@@ -21,7 +21,7 @@ import cv2
 import documented
 import numpy as np
 import pytest
-from cluster.conftest import environment, joining, ray_on, run_job
+from cluster.conftest import joining, ray_on, run_job
 from cluster_files import VALUES
 
 from fer_ray import options
@@ -38,7 +38,7 @@ MORE = {"python jobs/compare.py --config FILE": "--data.root faces"}
 SAME = {"bash scripts/quickstart.sh": "python jobs/pipeline.py --config jobs/configs/quickstart.yaml",
         "RAY_ADDRESS=auto python jobs/pipeline.py --config jobs/configs/quickstart.yaml":
             "python jobs/pipeline.py --config jobs/configs/quickstart.yaml"}
-OWN_PROCESS = ("jobs/tune.py",)
+OWN_PROCESS = ("jobs/tune.py", "quickstart.sh")
 COMMANDS = [c for c in documented.commands() if documented.treatment(c.text)[0] in ("run", "help")]
 
 
@@ -121,9 +121,7 @@ def run(text: str, clone: SimpleNamespace) -> subprocess.CompletedProcess[str]:
     """Run it by a shell in the copy."""
     with contextlib.ExitStack() as stack:
         shell = dict(os.environ)
-        if "quickstart.sh" in text:
-            shell = environment()
-        elif any(job in text for job in OWN_PROCESS):
+        if any(job in text for job in OWN_PROCESS):
             stack.enter_context(ray_on(2))
             shell = joining()
         return subprocess.run(["bash", "-c", text], cwd=clone.folder, capture_output=True, text=True, timeout=200,

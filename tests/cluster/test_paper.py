@@ -20,7 +20,7 @@ def ran(tmp_path_factory):
     options = ["--paper.scale", "small", "--train.backbone", "timm:test_resnet", "--train.weights", "none",
                "--compare.backbones", "[timm:test_vit]", "--train.batch_size", "16", "--evaluate.batch_size", "16"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(paper.SCALES, "small", paper.Scale(epochs=1, compared_epochs=1, folds=3, lr=0.01))
+        patch.setitem(paper.SCALES, "small", paper.Scale(epochs=1, compared_epochs=1, folds=3, lr=0.01, trials=1))
         patch.setattr(paper, "SMALL_NETWORK", "timm:test_resnet")
         patch.setattr(paper, "SMALL_COMPARED", ["timm:test_vit"])
         patch.setattr(study, "PEOPLE", 3)
@@ -54,6 +54,7 @@ def test_the_numbers_are_those_of_the_runs(ran):
         assert columns[name]["all"]["balanced_accuracy"] == summary["pooled"]["balanced_accuracy"]
         assert all(run["leaks"]["subject"] == 0 for run in summary["runs"])
     (new_face,) = by_image["also"]
+    assert columns["new_face"]["all"]["test_people"] == 1 and columns["new_face"]["all"]["no_interval"]
     assert columns["new_face"]["all"]["balanced_accuracy"] == new_face["balanced_accuracy"]
     assert (columns["after clean-up"] is None) == (found["audit"] is None) != bool(found["audit_refused"])
     assert re.search(r"paper: --paper.scale full of these \d+ images takes about \d+\.\d hours", output)
