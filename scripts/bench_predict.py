@@ -50,7 +50,6 @@ import cv2
 import cv2.data
 import numpy as np
 import pandas as pd
-import ray
 import requests
 import torch
 
@@ -130,6 +129,8 @@ def write_onnx(checkpoint: str, folder: Path) -> str:
 
 def with_service(images: list[str], checkpoint: str) -> tuple[float, float]:
     """Faces a second of the service, asked by `CLIENTS` at once, and the 95th percentile of its answers' seconds."""
+    import ray  # after `connection.connect`, which sets how it starts
+
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [sys.executable, str(SERVE_JOB), "--predict.checkpoint", checkpoint, "--serve.port", str(port)]
@@ -154,6 +155,7 @@ def with_service(images: list[str], checkpoint: str) -> tuple[float, float]:
                 seconds = time.perf_counter() - start
         finally:
             process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
     return sum(faces for faces, _ in answers) / seconds, float(np.percentile([each for _, each in answers], 95))
 
 
