@@ -124,7 +124,7 @@ def run(text: str, clone: SimpleNamespace) -> subprocess.CompletedProcess[str]:
         if any(job in text for job in OWN_PROCESS):
             stack.enter_context(ray_on(2))
             shell = joining()
-        return subprocess.run(["bash", "-c", text], cwd=clone.folder, capture_output=True, text=True, timeout=200,
+        return subprocess.run(["bash", "-c", text], cwd=clone.folder, capture_output=True, text=True, timeout=400,
                               env=shell | clone.shell | {"FER_RAY_OPTIONS": small(text)})
 
 

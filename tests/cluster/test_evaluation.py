@@ -39,7 +39,7 @@ def audited(tmp_path_factory, sample_of):
     return root / "out"
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 def test_each_image_is_tested_once_by_a_network_that_did_not_see_it(audited):
     summary = json.loads((audited / "crossval/tiny/crossval.json").read_text())
     index = pd.read_parquet(audited / "prepared/tiny/index.parquet")

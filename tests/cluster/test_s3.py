@@ -112,7 +112,7 @@ def upload(folder: Path, port: int, prefix: str = "raw") -> None:
 
 
 def run(words: list[str], cwd: Path, shell: dict[str, str]) -> subprocess.CompletedProcess:
-    return subprocess.run(words, cwd=cwd, env=shell, capture_output=True, text=True, timeout=200)
+    return subprocess.run(words, cwd=cwd, env=shell, capture_output=True, text=True, timeout=400)
 
 
 def read(shell: dict[str, str], uri: str) -> bytes:
