@@ -15,6 +15,8 @@ import time
 from datetime import date
 from pathlib import Path
 
+from fer_ray import storage
+
 CROSSVAL = Path(__file__).resolve().parent.parent / "jobs/crossval.py"
 # Of each part, its options switched off and on.
 PARTS: dict[str, tuple[list[str], list[str]]] = {
@@ -51,7 +53,7 @@ def main() -> None:
                               stdout=subprocess.PIPE)
         if done.returncode:
             sys.exit(f"{row}: the cross-validation failed\n{done.stdout}")
-        summary = json.loads(Path(done.stdout.splitlines()[-1].removeprefix("result: ")).read_text())
+        summary = storage.read_json(done.stdout.splitlines()[-1].removeprefix("result: "))
         spread, pooled = summary["spread"]["balanced_accuracy"], summary["pooled"]
         found[row] = {"balanced_accuracy": pooled["balanced_accuracy"], "mean": spread["mean"], "sd": spread["sd"],
                       "accuracy": pooled["accuracy"], "macro_f1": pooled["macro_f1"],

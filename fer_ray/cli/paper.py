@@ -12,7 +12,7 @@ from fer_ray import storage
 from fer_ray.cli import audit, stages, studies, wording
 from fer_ray.config import Config
 from fer_ray.data import prepare, prepared_set, sample
-from fer_ray.data_config import SampleConfig, SourceConfig
+from fer_ray.data_config import SourceConfig
 from fer_ray.evaluate import comparison, labels, paper, protocols, results
 from fer_ray.report import pages, paper_page, prepared_page
 from fer_ray.train import job, resources
@@ -63,9 +63,11 @@ def _with_data(config: Config) -> Config:
     """With the new face as one of `evaluate.also`; a small study without data draws its own."""
     data, new_face = config.data, config.paper.new_face
     if config.paper.scale == "small" and not data.root:
-        data = replace(data, kind="sample", root=storage.absolute(f"{DRAWN}/people"), sample=SampleConfig(PEOPLE))
-        new_face = storage.absolute(f"{DRAWN}/new_face")
-        sample.write_new_face(Path(new_face), data.sample.seed)
+        data = replace(data, kind="sample", root=storage.absolute(f"{DRAWN}/people"),
+                       sample=replace(data.sample, subjects=PEOPLE))
+        if not new_face:
+            new_face = storage.absolute(f"{DRAWN}/new_face")
+            sample.write_new_face(Path(new_face), data.sample.seed)
     if new_face:
         source = SourceConfig("folder", new_face, paper.NEW_FACE)
         config = replace(config, evaluate=replace(config.evaluate, also=[*config.evaluate.also, source]))

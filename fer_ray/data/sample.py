@@ -66,16 +66,17 @@ def write_sample(root: Path, subjects: int, seed: int) -> None:
 def write_new_face(folder: Path, seed: int) -> None:
     """Write four photographs of each expression of one person who is in no sample, in a folder for each expression.
 
-    The same arguments always give the same bytes. What is there already is left as it is.
+    The same arguments always give the same bytes. If the folder already holds a drawn sample, nothing is done.
     """
+    if listing.is_drawn_sample(folder):
+        return
     rng = np.random.default_rng([seed, 6])
     for expression in manifest.EXPRESSIONS:
         (folder / expression).mkdir(parents=True, exist_ok=True)
         for number in range(4):
             strength = rng.uniform(0.75, 1.0)
             face = render_face(np.random.default_rng([seed, 5]), expression, strength, rng, (320, 320), 100)
-            if not (file := folder / expression / f"{number}.png").exists():
-                cv2.imwrite(str(file), face)
+            cv2.imwrite(str(folder / expression / f"{number}.png"), face)
     (folder / listing.DRAWN_MARKER).write_text(json.dumps({"version": VERSION, "subjects": 1, "seed": seed}))
 
 
