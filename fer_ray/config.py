@@ -41,7 +41,8 @@ class TrainConfig:
 
     backbone: Backbone = "alexnet"
     """Network to fine-tune; timm:NAME is any network of timm (extra `timm`). With @SIDE, such as
-    efficientnet_lite0@112, it reduces its images of 224 px to so many, which takes less time."""
+    efficientnet_lite0@112, it reduces its images of 224 px to so many, which takes less time. tiny learns little, and
+    shows in seconds whether all works."""
     weights: Weights = "imagenet"
     """Initial weights: `imagenet`, `none` (random), the path or URI of a state dict as torchvision's, or the folder of
     one of our own checkpoints, whose last layer is kept."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Interval
 
-BACKBONES = ("alexnet", "vgg19", "resnet152", "resnet50", "resnet18", "efficientnet_lite0")
+BACKBONES = ("alexnet", "vgg19", "resnet152", "resnet50", "resnet18", "efficientnet_lite0", "tiny")
 
 SIDE = r"@(\d+)$"  # at the end of a backbone's name: the side in px to which it reduces its images
 SMALLEST_SIDE, LARGEST_SIDE = 32, 224

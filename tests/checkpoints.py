@@ -10,7 +10,7 @@ from fer_ray.config import Config, to_dict
 from fer_ray.data_config import FacesConfig
 from fer_ray.model import backbones, checkpoints
 
-TINY = "timm:test_resnet"
+TINY = "tiny"
 
 
 def write(folder: Path, faces: FacesConfig | None = None, temperature: float | None = None) -> str:

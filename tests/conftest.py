@@ -13,6 +13,9 @@ from hypothesis import settings
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+# Ray ends idle workers beyond the number of CPUs after a second, and the next task would import PyTorch anew.
+os.environ.setdefault("RAY_num_workers_soft_limit", "12")
+
 # Before anything imports PyTorch: the networks of the tests are tiny, and threads that wait for each other take a third
 # more of the processors than one thread does.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -60,8 +60,7 @@ def check(train: TrainConfig) -> None:
     if train.weights == "none":
         return
     if train.weights == "imagenet":
-        if architecture_of(train.backbone) in TORCHVISION_FILES:
-            _check_imagenet(architecture_of(train.backbone))
+        _check_imagenet(architecture_of(train.backbone))
     elif _is_checkpoint(train.weights):
         _check_backbone(train)
         _check_safetensors(storage.join(train.weights, "model.safetensors"))
@@ -134,6 +133,10 @@ def cache_folder() -> Path:
 
 
 def _check_imagenet(backbone: str) -> None:
+    if backbone == "tiny":
+        raise WeightsError("tiny has no ImageNet weights: use --train.weights none and --evaluate.floor false")
+    if backbone not in TORCHVISION_FILES:
+        return  # in a package, or timm knows where
     file = TORCHVISION_FILES[backbone]
     if (cache_folder() / file).exists():
         return _check_torch_file(str(cache_folder() / file))

@@ -89,7 +89,7 @@ def prepared(sample_of, tmp_path_factory):
     root = tmp_path_factory.mktemp("prepared")
     data = DataConfig("auto", str(sample_of(root / "data", 4)))
     config = Config(name="set", storage=str(root / "out"), prepared="set", data=data,
-                    train=TrainConfig(backbone="timm:test_resnet", weights="none", batch_size=8, lr=0.01, epochs=3))
+                    train=TrainConfig(backbone="tiny", weights="none", batch_size=8, lr=0.01, epochs=3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "_on_workers", in_this_process)  # faster than the start of a Ray
         prepare.prepare(config, read_manifest(config.data))

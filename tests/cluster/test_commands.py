@@ -28,9 +28,9 @@ from fer_ray import options
 from fer_ray.data import drawn_face
 from fer_ray.data.manifest import EXPRESSIONS
 
-SMALL = ("--train.backbone timm:test_resnet --train.weights none --train.epochs 1 --train.batch_size 16 "
+SMALL = ("--train.backbone tiny --train.weights none --train.epochs 1 --train.batch_size 16 "
          "--train.lr 0.01 --train.schedule constant --protocol.repeats 3 "
-         "--compare.backbones [timm:test_resnet,timm:test_vit] --tune.num_trials 2 --tune.max_epochs 1 "
+         "--compare.backbones [tiny,timm:test_vit] --tune.num_trials 2 --tune.max_epochs 1 "
          "--data.sample.subjects 3 --evaluate.floor false")
 # What a command needs beside what stands in it, as the text around it says.
 MORE = {"python jobs/compare.py --config FILE": "--data.root faces"}

@@ -40,7 +40,7 @@ def start(arguments: list[str], temporary: Path) -> subprocess.Popen:
 
 def long_training(storage: str) -> list[str]:
     """The command of a training with two workers that would last for hours."""
-    options = ["--storage", storage, "--prepared", "set", "--name", "long", "--train.backbone", "timm:test_resnet",
+    options = ["--storage", storage, "--prepared", "set", "--name", "long", "--train.backbone", "tiny",
                "--train.weights", "none", "--train.num_workers", "2", "--train.batch_size", "8", "--train.epochs",
                "9999", "--train.patience", "9999"]
     return command("train", *options)

@@ -17,11 +17,11 @@ SECTIONS = ("Table I and Fig 4", "Fig 5 and 6", "Fig 12", "The search", "Fig 13 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paper")
-    options = ["--paper.scale", "small", "--train.backbone", "timm:test_resnet", "--train.weights", "none",
+    options = ["--paper.scale", "small", "--train.backbone", "tiny", "--train.weights", "none",
                "--compare.backbones", "[timm:test_vit]", "--train.batch_size", "16", "--evaluate.batch_size", "16"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(paper.SCALES, "small", paper.Scale(epochs=1, compared_epochs=1, folds=3, lr=0.01, trials=1))
-        patch.setattr(paper, "SMALL_NETWORK", "timm:test_resnet")
+        patch.setattr(paper, "SMALL_NETWORK", "tiny")
         patch.setattr(paper, "SMALL_COMPARED", ["timm:test_vit"])
         patch.setattr(study, "PEOPLE", 3)
         done = run_job("paper", *options, cwd=folder)

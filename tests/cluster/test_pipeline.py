@@ -12,7 +12,7 @@ from cluster.conftest import run_job
 
 from fer_ray.config import TrainConfig
 
-TRAIN = ["--train.backbone", "timm:test_resnet", "--train.weights", "none", "--train.batch_size", "8"]
+TRAIN = ["--train.backbone", "tiny", "--train.weights", "none", "--train.batch_size", "8"]
 SOURCES = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]']
 
 

@@ -92,7 +92,7 @@ def ran(sample_of, tmp_path_factory):
     sample_of(root / "data", people=3)
     options = ["--data.root", RAW, "--storage", STORAGE, "--name", "tiny",
                "--data.sources", '[{"kind": "ckplus", "root": "CK+"}, {"kind": "jaffe", "root": "jaffe"}]',
-               "--train.backbone", "timm:test_resnet", "--train.weights", "none", "--train.batch_size", "8",
+               "--train.backbone", "tiny", "--train.weights", "none", "--train.batch_size", "8",
                "--train.epochs", "1"]
     with s3.server() as port, s3.faulty(port) as (proxy, injected, hold), nodes(s3.environment(proxy)) as shell:
         upload(root / "data", port)

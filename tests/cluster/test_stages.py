@@ -19,7 +19,7 @@ from fer_ray.model.start_weights import WeightsError
 def config(sample_of, tmp_path):
     sample_of(tmp_path / "data", people=3)
     return Config(name="few", storage=str(tmp_path / "out"), data=DataConfig("jaffe", str(tmp_path / "data/jaffe")),
-                  train=TrainConfig(backbone="timm:test_resnet", weights="none"))
+                  train=TrainConfig(backbone="tiny", weights="none"))
 
 
 def test_weights_of_another_network_are_refused_before_a_crop_and_a_set_that_is_there_is_told_in_words(config, capsys):
@@ -27,7 +27,7 @@ def test_weights_of_another_network_are_refused_before_a_crop_and_a_set_that_is_
     torch.save(backbones.build("timm:test_vit").state_dict(), other)
     wrong = dataclasses.replace(config.train, weights=str(other))
     with ray_on(2):
-        with pytest.raises(WeightsError, match="other.pth: does not fit timm:test_resnet"):
+        with pytest.raises(WeightsError, match="other.pth: does not fit tiny"):
             stages.run_prepare(config, [wrong])
         assert not Path(config.storage).exists()
         capsys.readouterr()

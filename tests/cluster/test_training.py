@@ -26,7 +26,7 @@ from fer_ray.train import live, tracking, training
 from fer_ray.train.workers import TrainingError
 
 # Equal results with one worker and with several: no BatchNorm or dropout, which see the images of one worker only.
-ALIKE = {"backbone": "timm:test_convnext", "lr": 0.05}
+ALIKE = {"backbone": "tiny", "lr": 0.01}
 WORKERS = rb"RayTrainWorker|ray::fit_single"  # their command lines
 
 
@@ -59,7 +59,8 @@ def assert_equal(one: dict, two: dict) -> None:
 
 
 def assert_close(one: dict, two: dict) -> None:
-    assert one.keys() == two.keys() and all(torch.allclose(one[name], two[name], atol=2e-4) for name in one)
+    assert one.keys() == two.keys()
+    assert max((one[name] - two[name]).abs().max() for name in one) < 2e-4
 
 
 def middle_of_epoch(run: Path, epoch: int) -> bool:

@@ -110,7 +110,7 @@ def test_trials_of_two_workers_leave_no_worker_behind(prepared, search_on):
 
 
 # Features of a network that is small: these trials need not differ.
-KILLED = {"backbone": "timm:test_resnet", "weights": "none", "patience": 20}
+KILLED = {"backbone": "tiny", "weights": "none", "patience": 20}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from fer_ray.config import ConfigError
 from fer_ray.model import backbones
 
 
-@pytest.mark.parametrize("name", ["alexnet", "resnet18", "efficientnet_lite0", "timm:test_convnext",
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "efficientnet_lite0", "tiny", "timm:test_convnext",
                                   "resnet18@64"])
 def test_a_new_last_layer_gives_eight_outputs(name):
     model = backbones.build(name).eval()

@@ -16,7 +16,7 @@ from fer_ray.config import Config, to_dict
 from fer_ray.model import backbones, checkpoints
 from fer_ray.model.checkpoints import CheckpointError
 
-TINY = "timm:test_resnet"
+TINY = "tiny"
 
 
 DESCRIPTION = {"metrics": {"val_balanced_accuracy": 0.5}, "at_end_of_epoch": True, "config": to_dict(Config()),

@@ -14,7 +14,7 @@ def network():
 
 def build(device: str) -> predictor.Predictor:
     torch.manual_seed(0)
-    return predictor.Predictor(backbones.build("timm:test_resnet"), "timm:test_resnet", device=device)
+    return predictor.Predictor(backbones.build("tiny"), "tiny", device=device)
 
 
 def test_probabilities_are_the_softmax_of_the_network_over_centre_crops(network):
@@ -26,7 +26,7 @@ def test_probabilities_are_the_softmax_of_the_network_over_centre_crops(network)
 
 
 def test_a_flip_average_scores_a_crop_and_its_mirror_image_alike(network):
-    flipping = predictor.Predictor(network.model, "timm:test_resnet", flip_average=True)
+    flipping = predictor.Predictor(network.model, "tiny", flip_average=True)
     mirrored = [np.ascontiguousarray(crop[:, ::-1]) for crop in CROPS]
     made = flipping.probabilities(CROPS)
     assert made == pytest.approx(flipping.probabilities(mirrored), abs=1e-5)

@@ -20,7 +20,7 @@ from fer_ray.data_config import DataConfig
 from fer_ray.model import backbones, checkpoints, start_weights
 from fer_ray.model.start_weights import WeightsError
 
-TINY = "timm:test_resnet"
+TINY = "tiny"
 DESCRIPTION = {"progress": {"epoch": 1, "step": 0}, "at_end_of_epoch": True, "config": to_dict(Config()),
                "metrics": {"val_balanced_accuracy": 0.5}}
 
@@ -70,7 +70,7 @@ def named(prefix: str, state: dict) -> dict:
     (lambda state: {"state_dict": {"loss.weight": torch.ones(8), **named("net.", state)},
                     "pytorch-lightning_version": "2.5.0", "hyper_parameters": {"lr": 0.1}},
      "(?s)'net.' of its names is stripped.*not used: loss"),
-    (lambda state: {"state_dict": {**named("ema.", {"conv1.0.weight": torch.ones(1)}), **named("net.", state)}},
+    (lambda state: {"state_dict": {**named("ema.", {"conv1.weight": torch.ones(1)}), **named("net.", state)}},
      "(?s)'net.' of its names is stripped.*not used: ema")],
     ids=["plain", "DDP", "two prefixes, sorted", "wrapped", "PyTorch's tutorial", "torchvision's scripts",
          "wrapped twice", "Lightning", "part of a second network"])
@@ -101,14 +101,14 @@ def test_safetensors_and_the_old_format_of_torch(tmp_path):
     save_file(saved, tmp_path / "w.safetensors")
     torch.save(saved, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     for name in ("w.safetensors", "w.pth"):
-        assert torch.equal(load(tmp_path / name)["conv1.0.weight"], saved["conv1.0.weight"])
+        assert torch.equal(load(tmp_path / name)["conv1.weight"], saved["conv1.weight"])
 
 
 @pytest.mark.parametrize(("content", "words"), [
     ([torch.ones(1)], "holds a list, not a dict of tensors"),
     (torch.ones(1), "holds a Tensor, not a dict of tensors"),
     ({"epoch": 3}, "holds a dict whose 'epoch' is a int, not a dict of tensors"),
-    ({}, "does not fit timm:test_resnet: .* tensors are missing"),
+    ({}, "does not fit tiny: .* tensors are missing"),
     (Path("x"), "holds more than tensors")], ids=["list", "tensor", "numbers", "empty", "object"])
 def test_a_file_of_something_else_is_one_line(tmp_path, content, words):
     torch.save(content, tmp_path / "w.pt")
@@ -123,9 +123,9 @@ def test_weights_that_do_not_fit_or_are_no_numbers_are_named(tmp_path):
     with pytest.raises(WeightsError, match="w.pt: does not fit timm:test_convnext: .*missing, the first is 'stem"):
         load(tmp_path / "w.pt", "timm:test_convnext")
     for value in ("nan", "inf", "-inf"):
-        state["conv1.0.weight"][0, 0] = float(value)
+        state["conv1.weight"][0, 0] = float(value)
         torch.save(state, tmp_path / "w.pt")
-        with pytest.raises(WeightsError, match="1 of .* tensors hold NaN or infinity, the first is 'conv1.0.weight'"):
+        with pytest.raises(WeightsError, match="1 of .* tensors hold NaN or infinity, the first is 'conv1.weight'"):
             load(tmp_path / "w.pt")
 
 
@@ -140,7 +140,7 @@ def test_our_own_checkpoint_keeps_its_last_layer(tmp_path):
     checkpoints.save(str(tmp_path), TINY, model, {}, DESCRIPTION)
     assert torch.equal(load(tmp_path)["fc.weight"], model.state_dict()["fc.weight"])
     for step in (start_weights.check, start_weights.load):
-        with pytest.raises(WeightsError, match="checkpoint of timm:test_resnet, not of alexnet"):
+        with pytest.raises(WeightsError, match="checkpoint of tiny, not of alexnet"):
             step(TrainConfig(backbone="alexnet", weights=str(tmp_path)))
 
 
@@ -235,15 +235,21 @@ def test_names_and_cache_are_those_of_torchvision_and_torch(tmp_path, monkeypatc
 def test_timm_that_is_not_installed_is_said_by_the_check(monkeypatch):
     monkeypatch.setattr(start_weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package timm"):
-        check("none")
+        check("none", "timm:test_resnet")
+
+
+def test_a_network_without_imagenet_weights_says_so():
+    with pytest.raises(WeightsError, match="tiny has no ImageNet weights: use --train.weights none"):
+        check("imagenet")
 
 
 def test_the_check_needs_neither_torch_nor_ray(tmp_path):
     checkpoints.save(str(tmp_path / "c"), TINY, backbones.build(TINY), {}, DESCRIPTION)
     torch.save(tiny_state(), tmp_path / "w.pt")
     code = ("import sys; from fer_ray.model import start_weights; from fer_ray.config import TrainConfig\n"
-            f"for weights in {[str(tmp_path / 'c'), str(tmp_path / 'w.pt'), 'none', 'imagenet']!r}:\n"
+            f"for weights in {[str(tmp_path / 'c'), str(tmp_path / 'w.pt'), 'none']!r}:\n"
             f"    start_weights.check(TrainConfig(backbone={TINY!r}, weights=weights))\n"
+            "start_weights.check(TrainConfig(backbone='timm:test_resnet', weights='imagenet'))\n"
             "print(sorted({'torch', 'ray', 'timm'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
