@@ -194,6 +194,7 @@ def test_ctrl_c_leaves_the_job_and_predicting_says_what_evaluating_said(ran):
     os.killpg(following.pid, signal.SIGINT)  # as a terminal does
     _, said = following.communicate(timeout=20)
     assert following.returncode == 130 and f"ray job logs --follow {job}" in said
+    subprocess.run([RAY, "job", "logs", "--follow", job], env=ran.shell, capture_output=True, timeout=300)
     wait_until(lambda: b"SUCCEEDED" in subprocess.run([RAY, "job", "list"], env=ran.shell, capture_output=True).stdout
                .split(job.encode())[1].split(b"submission_id=")[0])
     scored, predicted = (pd.read_csv(io.BytesIO(read(ran.shell, f"{STORAGE}/{where}/tiny/predictions.csv")),

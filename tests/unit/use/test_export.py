@@ -53,10 +53,10 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("exported")
     prepare(f"{root}/prepared/one", ["test"] * 7 + ["val"] * 3 + ["train"])
     torch.manual_seed(0)
-    model = backbones.build("tiny@96").eval()
+    model = backbones.build("timm:test_resnet@96").eval()
     with torch.no_grad():
-        backbones.head(model, "tiny@96").weight *= 200
-    checkpoints.save(f"{root}/checkpoint", "tiny@96", model, {}, {
+        backbones.head(model, "timm:test_resnet@96").weight *= 200
+    checkpoints.save(f"{root}/checkpoint", "timm:test_resnet@96", model, {}, {
         "progress": {"epoch": 1, "step": 0}, "at_end_of_epoch": True, "metrics": {"val_balanced_accuracy": 0.5},
         "config": to_dict(Config(train=TrainConfig(flip_average=True))), "data_fingerprint": "print"})
     checkpoints.write_calibration(f"{root}/checkpoint", TEMPERATURE, None)
@@ -114,7 +114,7 @@ def test_any_number_of_crops_in_colour_and_grey(root, rows, original, name, limi
     made = model.probabilities(crops, batch_size=2)
     assert made.shape == (count, 8) and made.dtype == np.float32
     assert made == pytest.approx(original.probabilities(crops), abs=limit) and made.sum(1) == pytest.approx(1, abs=1e-5)
-    assert (model.temperature, model.backbone) == (TEMPERATURE, "tiny@96")
+    assert (model.temperature, model.backbone) == (TEMPERATURE, "timm:test_resnet@96")
     assert model.faces == to_dict(Config().faces)
 
 
