@@ -111,6 +111,7 @@ def part_of(images: pd.DataFrame, looks: pd.DataFrame, schema: pa.Schema) -> pa.
     grain = rng.integers(0, 2, (number, duplicates.THUMBNAIL_SIDE**2), dtype=np.uint8)
     thumbnails = [thumbnail.tobytes() for thumbnail in scenes[looks["scene"]] + grain]
     values = {"content": images["content"], "cropped": [False] * number, "face_found": [True] * number,
+              "several": [False] * number,
               "width": [256] * number, "height": [256] * number, "channels": [1] * number, "chroma": [0.0] * number,
               "brightness": rng.normal(128, 20, number), "contrast": rng.normal(50, 5, number),
               "format": ["JPEG"] * number, "search": ["found"] * number, "box": [[9, 9, 200, 200]] * number,

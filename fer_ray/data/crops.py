@@ -97,7 +97,7 @@ def _crop(picture: np.ndarray, face: list[int] | None, cropped: bool, config: Fa
     A picture in which no face is found is kept whole: what becomes of it depends on the others of its data set.
     """
     height, width = picture.shape[:2]
-    box, search = face, None
+    box, search, several = face, None, False
     if face is None and not cropped and config.already_cropped is not True:
         finder = _finder(config)
         box = finder.find(picture)
@@ -105,6 +105,7 @@ def _crop(picture: np.ndarray, face: list[int] | None, cropped: bool, config: Fa
             search = "fills"
         else:
             search = "none" if box is None else "found"
+        several = box is not None and finder.has_rival(picture, box)
     if face is not None and not (face[2] > 0 and face[3] > 0 and face[0] < width and face[1] < height
                                  and face[0] + face[2] > 0 and face[1] + face[3] > 0):
         raise pixels.ImageError(f"the box {face} given for the face lies outside the {width} x {height} px")
@@ -113,7 +114,7 @@ def _crop(picture: np.ndarray, face: list[int] | None, cropped: bool, config: Fa
     crop = faces.crop_for(picture, (x, y, w, h) if found else None, config)
     bgr = crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
     encoded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-    return {"search": search, "box": [x, y, w, h], "face_found": found, "width": width, "height": height,
-            "channels": 1 if picture.ndim == 2 else 3,
+    return {"search": search, "box": [x, y, w, h], "face_found": found, "several": several, "width": width,
+            "height": height, "channels": 1 if picture.ndim == 2 else 3,
             "digest": hashlib.blake2b(crop.tobytes(), digest_size=16).hexdigest(),
             **duplicates.looks_of(crop, picture), "crop": encoded}

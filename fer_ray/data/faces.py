@@ -27,6 +27,8 @@ SAME_FACE = 0.5  # a box of which another covers more is of the same face
 # scripts/measure_faces.py measures both numbers, docs/data.md has the figures.
 BORDER, FILLS = 0.25, 0.8
 FEWEST_FILLED = 3  # pictures that a face fills, of which most faces are found, that show what the others are
+RIVAL = 0.5  # another face of so much of the largest one's side may be the one that a label means
+RIVAL_SIDE = 30  # px of such a face in the copy in which it is searched; the cascade's smallest is 24
 SEARCHES = ("found", "fills", "none")  # what looking for a face came to
 SMALLEST_SIDE = 96  # px; smaller images are enlarged, or their faces would be below the cascade's 24 px
 
@@ -126,6 +128,10 @@ class Finder(ABC):
         """
         return None
 
+    def has_rival(self, image: np.ndarray, box: Box) -> bool:
+        """Whether uint8 [H, W(, 3)] shows another face that is not much smaller (`RIVAL`) than the one in `box`."""
+        return _has_rival(box, self.find_all(image, int(RIVAL * min(box[2:]))))
+
     def find(self, image: np.ndarray) -> Box | None:
         """The box of `find_largest`."""
         found = self.find_largest(image)
@@ -194,6 +200,14 @@ class HaarFinder(Finder):
         picture, scale = _reduce(to_gray(image), self.config.detect_side)
         found = self._around(picture, [value * scale for value in box])
         return Found(_scaled(found.box, scale), found.score) if found else None
+
+    def has_rival(self, image: np.ndarray, box: Box) -> bool:
+        """In a small copy: a search for all faces would take twice as long as that for the largest."""
+        side = RIVAL * min(box[2:])
+        scale = min(1.0, RIVAL_SIDE / side)
+        small = cv2.resize(to_gray(image), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        found = self._search(small, minSize=(int(side * scale),) * 2)
+        return _has_rival(box, [Found(_scaled(one.box, scale), one.score) for one in found])
 
     def _near_coarse(self, picture: np.ndarray) -> Found | None:
         if max(picture.shape) < 1.5 * COARSE_SIDE:
@@ -283,6 +297,10 @@ def _shared(a: Box, b: Box) -> float:
 def is_new(box: Box, found: list[Found]) -> bool:
     """Whether the box is of another face than those found."""
     return all(_shared(box, one.box) < SAME_FACE for one in found)
+
+
+def _has_rival(box: Box, found: list[Found]) -> bool:
+    return any(is_new(one.box, [Found(box, 0.0)]) for one in found)
 
 
 def _box(row: Sequence[float]) -> Box:

@@ -223,7 +223,8 @@ def _write_index(uri: str, config: Config, data: manifest.Manifest, wanted: pd.D
         "counts": {"read": _counts(pd.concat([before, data.rejected.to_pandas()])), "before": _counts(before)},
         "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},
         "config": {key: value for key, value in to_dict(config).items() if key in ("data", "faces", "split")},
-        "faces": words, "shortcuts": shortcuts.audit(index, config.split.seed, config.faces.gray),
+        "faces": [*words, *tell_several(index)],
+        "shortcuts": shortcuts.audit(index, config.split.seed, config.faces.gray),
         "ledger": data.ledger, "parts": sorted(parts.values()), "files": contents}
     _write_split(uri, index, rejected, summary, config.split)
 
@@ -256,6 +257,12 @@ def decide_searches(datasets: pd.Series, searches: pd.Series, config: FacesConfi
             f"found in {found:,} of {found + filling + none:,} images, and fills {filling:,} of the others; "
             f"{f'these are used whole{unseen}' if whole else f'the {none:,} without any are rejected'}")
     return words, rejects
+
+
+def tell_several(index: pd.DataFrame) -> list[str]:
+    """How many pictures show several large faces, of which a label can only mean one, a sentence a data set."""
+    return [f"{dataset}: another face, not much smaller than the one used, is in {number:,} of the images"
+            for dataset, number in index.loc[index["several"], "dataset"].value_counts(sort=False).items()]
 
 
 def _split(index: pd.DataFrame, split: SplitConfig) -> pd.DataFrame:

@@ -39,7 +39,7 @@ from fer_ray.config import Config
 from fer_ray.data import duplicates, manifest
 from fer_ray.storage import DamagedError
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 SUMMARY: dict[str, type] = {"schema_version": int, "request": str, "fingerprint": str, "files": dict, "counts": dict,
                             "config": dict}  # what all readers of prepared.json rely on
 SHARD_ROWS = 32  # of a row group: about 1 MB of crops, which can be read without the rest of the part
@@ -48,10 +48,11 @@ TABLES = ("index", "rejected", "leaks", "conflicts")
 # What a crop was made of: sha256 of the bytes that an image is decoded from (or why they cannot be read), and what the
 # data set says of the face in it.
 KEY = [("content", pa.string()), ("face", pa.list_(pa.int32())), ("cropped", pa.bool_())]
-META = [("box", pa.list_(pa.int32())), ("face_found", pa.bool_()), ("width", pa.int32()), ("height", pa.int32()),
-        ("channels", pa.int8()), ("chroma", pa.float32()), ("brightness", pa.float32()), ("contrast", pa.float32()),
-        ("format", pa.string()), ("digest", pa.string()), *((name, pa.uint64()) for name in duplicates.HASHES),
-        *((name, pa.binary()) for name in duplicates.THUMBNAILS)]
+# `several`: whether a face was searched for, and another one in the picture is not much smaller (`faces.RIVAL`).
+META = [("box", pa.list_(pa.int32())), ("face_found", pa.bool_()), ("several", pa.bool_()), ("width", pa.int32()),
+        ("height", pa.int32()), ("channels", pa.int8()), ("chroma", pa.float32()), ("brightness", pa.float32()),
+        ("contrast", pa.float32()), ("format", pa.string()), ("digest", pa.string()),
+        *((name, pa.uint64()) for name in duplicates.HASHES), *((name, pa.binary()) for name in duplicates.THUMBNAILS)]
 # `reason`: why there is no crop. `search`: what looking for a face came to, one of `faces.SEARCHES`.
 PART_SCHEMA = pa.schema([*KEY, ("reason", pa.string()), ("search", pa.string()), *META, ("crop", pa.binary())])
 

@@ -55,9 +55,10 @@ def colour_or_grey(chroma: pd.Series) -> pd.Series:
     return pd.Series(np.where(chroma >= COLOUR_FROM, "coloured", "grey"), chroma.index)
 
 
-def face_found(rows: pd.DataFrame) -> pd.Series:
-    """Of each row of an index, "found" or "not found": whether its crop is that of a face that was found or given."""
-    return pd.Series(np.where(rows["face_found"], "found", "not found"), rows.index)
+def faces_found(rows: pd.DataFrame) -> pd.Series:
+    """Of each row of an index, whether its crop is that of a face that was found or given, and the only large one."""
+    return pd.Series(np.select([~rows["face_found"], rows["several"]], ["not found", "one of several"], "found"),
+                     rows.index)
 
 
 def audit(rows: pd.DataFrame, seed: int = 0, gray: bool = False) -> dict:
@@ -108,7 +109,7 @@ def _known(rows: pd.DataFrame) -> pd.DataFrame:
         "source": rows["dataset"], "colour": rows["chroma"], "width": rows["width"], "height": rows["height"],
         "brightness": rows["brightness"], "contrast": rows["contrast"],
         "face share": box[:, 2] * box[:, 3] / (rows["width"] * rows["height"]),  # 1 where no face was found
-        "file format": rows["format"], "face": face_found(rows)})
+        "file format": rows["format"], "face": faces_found(rows)})
     return known.loc[:, known.nunique() > 1]
 
 

@@ -31,8 +31,8 @@ def read_report(run: str) -> dict:
 
 
 def conditions(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of rows of an index, `CONDITIONS`: the data set, "coloured" or "grey", and whether a face was found."""
-    return rows[["dataset"]].assign(colour=shortcuts.colour_or_grey(rows["chroma"]), face=shortcuts.face_found(rows))
+    """Of rows of an index, `CONDITIONS`: the data set, "coloured" or "grey", and whether one face was found."""
+    return rows[["dataset"]].assign(colour=shortcuts.colour_or_grey(rows["chroma"]), face=shortcuts.faces_found(rows))
 
 
 def write_predictions(run: str, name: str, rows: pd.DataFrame, probabilities: np.ndarray) -> None:

@@ -78,6 +78,19 @@ def test_a_face_too_small_for_the_coarse_copy_is_found():
     assert 30 <= x and x + w <= 170 and 390 <= y and y + h <= 530
 
 
+def test_another_face_is_told_if_it_is_not_much_smaller():
+    finder = faces.finder(FacesConfig())
+    one, other = (render_face(np.random.default_rng(n), "neutral", 0, np.random.default_rng(n), (300, 300), 100)
+                  for n in (1, 2))
+    one, other = faces.to_gray(one), faces.to_gray(other)
+    for side, is_rival in ((300, True), (240, True), (90, False)):
+        both = np.full((300, 600), 90, np.uint8)
+        both[:, :300], both[:side, 300 : 300 + side] = one, cv2.resize(other, (side, side))
+        assert finder.has_rival(both, finder.find(one)) == is_rival
+        assert len(finder.find_all(both)) == 2
+    assert not finder.has_rival(one, finder.find(one))
+
+
 def crop_of(person: int) -> np.ndarray:
     """A drawn face that is cut so tightly that Haar finds it in few of them, uint8 [48, 48]."""
     face = render_face(np.random.default_rng(person), "happiness", 1.0, np.random.default_rng(person), (128, 128), 45)

@@ -193,7 +193,7 @@ def test_a_set_of_an_older_version_is_refused_and_left(config, cropped):
     before = content(folder)
     with pytest.raises(manifest.DataError, match="another version.*--replace"):
         prepared(config)
-    with pytest.raises(manifest.DataError, match="format 5, this one reads 8.*--replace"):
+    with pytest.raises(manifest.DataError, match="format 5, this one reads 9.*--replace"):
         prepared_set.read_index(str(folder))
     assert content(folder) == before
     prepared(dataclasses.replace(config, replace=True))

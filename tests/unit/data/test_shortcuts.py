@@ -18,7 +18,7 @@ def index(seed: int) -> pd.DataFrame:
     rows = []
     for person in range(PEOPLE):
         own = {"subject": f"S{person}", "dataset": rng.choice(["CK+", "JAFFE"]), "width": int(rng.integers(100, 900)),
-               "format": rng.choice(["PNG", "JPEG"]), "face_found": rng.random() < 0.8}
+               "format": rng.choice(["PNG", "JPEG"]), "face_found": rng.random() < 0.8, "several": False}
         light, chroma = rng.uniform(60, 190), rng.choice([0.0, 40.0])
         for _ in range(IMAGES):
             rows.append(own | {"expression": rng.choice(EXPRESSIONS), "height": own["width"], "chroma": chroma,

@@ -101,7 +101,7 @@ def study(tmp_path, people_by_subject, leaks=None):
         table = side(12, EXPRESSIONS[:7]) if number == 0 else side(people_by_subject, EXPRESSIONS[:4], right=0.5)
         table["subject"] += f" of {label}"  # each fold tests others
         folder = str(tmp_path / "runs" / run.name)
-        table = table.assign(chroma=0.0, face_found=True)
+        table = table.assign(chroma=0.0, face_found=True, several=False)
         results.write_predictions(folder, "predictions.csv", table, protocols.probabilities_of(table))
         reports[label] = result_for(protocols.scores_of(table), run.split.by, leaks if number else {"subject": 12})
         reports[label]["counts"]["after"] = {"d": {"train": {"fear": 80 if number == 0 else 60}}}

@@ -18,7 +18,7 @@ def run(tmp_path):
     """A run's folder with its report and predictions; one of its people is called NA, one is unknown."""
     rows = pd.DataFrame({"image": ["a", "b", "c"], "dataset": "d", "subject": ["NA", "q", None],
                          "expression": ["anger", "fear", "fear"], "chroma": [0.0, 9.0, 9.0],
-                         "face_found": [True, False, True]})
+                         "face_found": [True, False, True], "several": [False, False, True]})
     scores = metrics.evaluate(one_hot([0, 3, 3]), np.array([0, 3, 3]), ["NA", "q", None])
     storage.write_json(str(tmp_path / "report.json"), result_for(scores))
     results.write_predictions(str(tmp_path), "predictions.csv", rows, one_hot([0, 3, 3]))
@@ -28,10 +28,11 @@ def run(tmp_path):
 def test_predictions_come_back_as_they_were_written(run):
     table = protocols.pooled([str(run)])
     assert table["subject"].tolist()[:2] == ["NA", "q"] and table["subject"].isna().tolist() == [False, False, True]
-    assert table["colour"].tolist() == ["grey", "coloured", "coloured"] and table["face"][1] == "not found"
+    assert table["colour"].tolist() == ["grey", "coloured", "coloured"]
+    assert table["face"].tolist() == ["found", "not found", "one of several"]
     groups = protocols.groups_of(table)
     assert list(groups) == ["dataset", "colour", "face"]
-    assert [g["value"] for g in groups["face"]] == ["found", "not found"]
+    assert [g["value"] for g in groups["face"]] == ["found", "not found", "one of several"]
     assert protocols.scores_of(table)["balanced_accuracy"] == 1 and protocols.scores_of(table)["test_people"] == 3
 
 
