@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from typing import Any, Literal
 
 import numpy as np
@@ -40,8 +41,9 @@ def fingerprint(prepared: str) -> str:
 def load_start_state(settings: TrainConfig) -> tuple:
     """Two references: the state dict that training starts from, as arrays, and an empty result.
 
-    `ray.get` of the second raises if the weights could not be loaded: start_weights.WeightsError or
-    checkpoints.CheckpointError. Whoever only wants to know that need not fetch hundreds of MB.
+    `ray.get` of the second raises if the weights could not be loaded, or `check_precision` does:
+    start_weights.WeightsError, checkpoints.CheckpointError or ConfigError. Whoever only wants to know that need not
+    fetch hundreds of MB.
 
     The state is loaded by a task on the caller's own node, since `train.weights` may be a path of that machine. It is
     not loaded by the caller itself: a job's main process only waits, and is spared the seconds of importing torch.
@@ -56,10 +58,24 @@ def load_start_state(settings: TrainConfig) -> tuple:
 
 
 def _load_start_state(settings: TrainConfig) -> tuple[dict[str, np.ndarray], None]:
+    check_precision(settings)
     # Ray shares arrays between processes without a copy, but not tensors. NumPy lacks bfloat16 and its like.
     state = start_weights.load(settings)
     return {name: (values.float() if values.is_floating_point() else values).numpy()
             for name, values in state.items()}, None
+
+
+def check_precision(settings: TrainConfig) -> None:
+    """See that this machine can compute in `train.precision`, where `settings.device` is chosen.
+
+    Raises: ConfigError if it would do so in software, which takes more than ten times as long as fp32.
+    """
+    import torch
+
+    if (settings.precision == "bf16" and settings.device == "cpu" and platform.machine() in ("x86_64", "AMD64")
+            and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")):
+        raise ConfigError("train.precision bf16: this machine's processor lacks AVX-512 and would take more than ten "
+                          "times as long as in fp32; use --train.precision auto, which is fp32 on processors")
 
 
 def _load_splits(prepared: str, splits: dict[str, pd.DataFrame], settings: TrainConfig,

@@ -1,5 +1,7 @@
 """Where a training's images come from, and what it says about that."""
 
+import dataclasses
+
 import pytest
 
 from fer_ray.config import ConfigError, TrainConfig
@@ -34,3 +36,15 @@ def test_the_feed_follows_the_cluster_and_the_set(train, size_gb, nodes, feed, w
 def test_what_cannot_be_had_is_refused(train, words):
     with pytest.raises(ConfigError, match=words):
         inputs.choose_feed(TrainConfig(**train), 9, [node(2)])
+
+
+def test_a_number_format_that_the_processor_lacks_is_refused(monkeypatch):
+    settings = TrainConfig(precision="bf16", device="cpu")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    inputs.check_precision(settings)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    for other in ({"precision": "auto"}, {"precision": "fp32"}, {"device": "cuda"}):
+        inputs.check_precision(dataclasses.replace(settings, **other))
+    with pytest.raises(ConfigError, match="lacks AVX-512.*--train.precision auto"):
+        inputs.check_precision(settings)
