@@ -35,8 +35,8 @@ SETTINGS = {
     # Train's controller takes the workers' reports each time it polls. By default that is every 2 s, for which short
     # epochs wait; every 0.2 s would cost a few percent of two cores.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
-    # Train's watcher tells the loop that a node will be taken away. Ours does not ask: each group would start a process
-    # of two seconds more. A worker that dies with its node is told from one that fails without it, too.
+    # Train's watcher tells the loop that a node will be taken away. Ours does not ask: each group would start one more
+    # process. A worker that dies with its node is told from one that fails without it, too.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Ray would hide all GPUs from tasks that ask for none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -202,7 +202,7 @@ class HaarFinder(Finder):
         return Found(_scaled(found.box, scale), found.score) if found else None
 
     def has_rival(self, image: np.ndarray, box: Box) -> bool:
-        """In a small copy: a search for all faces would take twice as long as that for the largest."""
+        """In a small copy: searching the whole picture takes longer than finding its largest face."""
         side = RIVAL * min(box[2:])
         scale = min(1.0, RIVAL_SIDE / side)
         small = cv2.resize(to_gray(image), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

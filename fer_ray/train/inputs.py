@@ -68,14 +68,14 @@ def _load_start_state(settings: TrainConfig) -> tuple[dict[str, np.ndarray], Non
 def check_precision(settings: TrainConfig) -> None:
     """See that this machine can compute in `train.precision`, where `settings.device` is chosen.
 
-    Raises: ConfigError if it would do so in software, which takes more than ten times as long as fp32.
+    Raises: ConfigError if it would do so in software, which takes many times as long as fp32.
     """
     import torch
 
     if (settings.precision == "bf16" and settings.device == "cpu" and platform.machine() in ("x86_64", "AMD64")
             and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")):
-        raise ConfigError("train.precision bf16: this machine's processor lacks AVX-512 and would take more than ten "
-                          "times as long as in fp32; use --train.precision auto, which is fp32 on processors")
+        raise ConfigError("train.precision bf16: this machine's processor lacks AVX-512 and would take many times "
+                          "as long as in fp32; use --train.precision auto, which is fp32 on processors")
 
 
 def _load_splits(prepared: str, splits: dict[str, pd.DataFrame], settings: TrainConfig,

@@ -59,8 +59,9 @@ def assert_equal(one: dict, two: dict) -> None:
 
 
 def assert_close(one: dict, two: dict) -> None:
+    """Rounding alone may differ: 0.0002 between one worker and two, where batches of 9 for 8 images make 0.013."""
     assert one.keys() == two.keys()
-    assert max((one[name] - two[name]).abs().max() for name in one) < 2e-4
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3
 
 
 def middle_of_epoch(run: Path, epoch: int) -> bool:
