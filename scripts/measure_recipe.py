@@ -1,12 +1,13 @@
 """What each part of our recipe is worth: `python scripts/measure_recipe.py --config FILE --data.root FOLDER OPTIONS`.
 
 Cross-validates (`jobs/crossval.py`, folds of people) the training with all parts switched off, with each of them alone,
-and with all. The options are those of that job and hold for every row. Finished rows are not trained again. Prints a
-row for each; the last line is JSON.
+with all but one, and with all. The options are those of that job and hold for every row. Finished rows are not trained
+again. Prints a row for each; the last line is JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -32,11 +33,14 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "grey crops": (["--faces.gray", "false"], ["--faces.gray", "true"]),
 }
 NONE, ALL = "none of them", "all"
+ROWS = {NONE: set(), **{part: {part} for part in PARTS}, **{f"all but {part}": {*PARTS} - {part} for part in PARTS},
+        ALL: {*PARTS}}
+"""The parts that are on in each row."""
 
 
 def options_of(row: str) -> list[str]:
-    """The options of a row: all parts off but its own, or all on; crops in colour and in grey are two prepared sets."""
-    on = {part for part in PARTS if row in (part, ALL)}
+    """Switch each part on or off; crops in colour and in grey are two prepared sets."""
+    on = ROWS[row]
     words = [word for part, sides in PARTS.items() for word in sides[part in on]]
     crops = "grey" if "grey crops" in on else "colour"
     return [*words, "--prepared", f"recipe-{crops}", "--name", f"recipe-{re.sub('[^a-z]+', '-', row)}"]
@@ -44,12 +48,15 @@ def options_of(row: str) -> list[str]:
 
 def main() -> None:
     """Print a row for each part, then all as JSON."""
-    if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", default=[NONE, *PARTS, ALL],
+                        help=f"by default none, each alone, and all; of: {', '.join(ROWS)}")
+    given, crossval = parser.parse_known_args()
     found = {}
-    for row in (NONE, *PARTS, ALL):
+    for row in given.rows:
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, str(CROSSVAL), *sys.argv[1:], *options_of(row)], text=True,
+        done = subprocess.run([sys.executable, str(CROSSVAL), *crossval, *options_of(row)], text=True,
                               stdout=subprocess.PIPE)
         if done.returncode:
             sys.exit(f"{row}: the cross-validation failed\n{done.stdout}")
@@ -58,7 +65,7 @@ def main() -> None:
         found[row] = {"balanced_accuracy": pooled["balanced_accuracy"], "mean": spread["mean"], "sd": spread["sd"],
                       "accuracy": pooled["accuracy"], "macro_f1": pooled["macro_f1"],
                       "minutes": (time.perf_counter() - start) / 60}
-        print(f"{row:22} balanced accuracy {pooled['balanced_accuracy']:.3f}, folds {spread['mean']:.3f} ± "
+        print(f"{row:28} balanced accuracy {pooled['balanced_accuracy']:.3f}, folds {spread['mean']:.3f} ± "
               f"{spread['sd']:.3f}, accuracy {pooled['accuracy']:.3f}, macro-F1 {pooled['macro_f1']:.3f}, "
               f"{found[row]['minutes']:.1f} min", flush=True)
     print(json.dumps(found | {"command": sys.argv[1:], "date": date.today().isoformat()}))

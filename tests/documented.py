@@ -21,7 +21,7 @@ TREATMENTS = (
     (r"(aws|docker|kubectl|helm|eksctl|for role|for who) ", "cloud", "it needs an account, Docker or Kubernetes"),
     (r"scripts/submit\.sh ", "options", "it needs a job server; test_s3.py submits to one"),
     (r".*s3://", "options", "it needs a bucket; test_s3.py has one"),
-    (r"python scripts/(bench_\w+|measure_labels)\.py", "arguments", "it measures for many minutes"),
+    (r"python scripts/(bench_\w+|measure_labels|measure_recipe)\.py", "arguments", "it measures for many minutes"),
     (r"python jobs/paper\.py ", "options", "it takes many minutes; tests/cluster/test_paper.py runs a smaller one"),
     (r"python jobs/audit\.py --labels", "options", "tests/cluster/test_evaluation.py runs it in the same way"),
     (r"(python jobs/\w+\.py|fer_ray \w+)$", "help", "the text names the verb; alone it has no data"),

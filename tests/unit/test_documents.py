@@ -70,8 +70,8 @@ def parse_arguments(words: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         from argparse import ArgumentParser
 
-        parse = ArgumentParser.parse_args
-        patch.setattr(ArgumentParser, "parse_args", parse_only)
+        parse = ArgumentParser.parse_known_args  # which `parse_args` calls
+        patch.setattr(ArgumentParser, "parse_known_args", parse_only)
         patch.setattr(sys, "argv", words)
         patch.setattr(sys, "path", [*sys.path])
         with pytest.raises(Parsed):
