@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 PAIRS_AT_ONCE = 2**21  # that are held in memory: some 100 MiB with all that is computed from them
+COMPARED_AT_ONCE = 2**17  # hashes held against each other: 1 MiB an array, which stays in a processor's cache
 
 
 def near_pairs(one: np.ndarray, other: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -27,12 +28,22 @@ def near_pairs(one: np.ndarray, other: np.ndarray, bits: int) -> Iterator[tuple[
     cuts = [64 * band // (bits + 2) for band in range(bits + 3)]
     bands = list(itertools.pairwise(cuts))
     for a, b in itertools.combinations(range(len(bands)), 2):
-        for i, j in _equal_pairs(_key(one, bands[a], bands[b]), _key(other, bands[a], bands[b])):
-            differing = one[i] ^ other[j]
-            found = np.flatnonzero(np.bitwise_count(differing) <= bits)
+        found, waiting = [], 0
+        for i, j, differing in _close_in(one, other, bands[a], bands[b], bits):
+            first = np.ones(len(i), bool)
             for band in (*bands[:a], *bands[a + 1 : b]):  # if one is equal, an earlier pair of bands has found them
-                found = found[_bits(differing[found], band) != 0]
-            yield i[found], j[found]
+                first &= _bits(differing, band) != 0
+            found.append((i[first], j[first]))
+            waiting += len(found[-1][0])
+            if waiting > PAIRS_AT_ONCE:
+                yield _joined(found)
+                found, waiting = [], 0
+        if waiting:
+            yield _joined(found)
+
+
+def _joined(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs])
 
 
 def expand(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -41,18 +52,30 @@ def expand(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
     Returns: of each number its k; the numbers. int64 both.
     """
     owner = np.repeat(np.arange(len(count)), count)
-    return owner, np.arange(len(owner)) + np.repeat(first - (np.cumsum(count) - count), count)
+    return owner, _ranges(first, count)
 
 
 def expanded(first: np.ndarray, count: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """As `expand`, about `PAIRS_AT_ONCE` at once."""
+    for part in _parts(count, PAIRS_AT_ONCE):
+        owner, numbers = expand(first[part], count[part])
+        yield owner + part.start, numbers
+
+
+def _ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """As the second that `expand` returns."""
+    ends = np.cumsum(count)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - count), count)
+
+
+def _parts(count: np.ndarray, at_once: int) -> Iterator[slice]:
+    """Cut `count` into parts with a sum of about `at_once`."""
     ends = np.cumsum(count)
     start = 0
     while start < len(ends):
         done = ends[start - 1] if start else 0
-        stop = max(start + 1, np.searchsorted(ends, done + PAIRS_AT_ONCE, "right"))
-        owner, numbers = expand(first[start:stop], count[start:stop])
-        yield owner + start, numbers
+        stop = max(start + 1, int(np.searchsorted(ends, done + at_once, "right")))
+        yield slice(start, stop)
         start = stop
 
 
@@ -73,9 +96,21 @@ def _sorted(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return packed >> np.uint64(32), (packed & np.uint64(2**32 - 1)).astype(np.int64)
 
 
-def _equal_pairs(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions of equal keys of up to 32 bits, uint64 [N] and [M], as `near_pairs` yields them."""
-    (wanted, of_one), (there, of_other) = _sorted(one), _sorted(other)
-    first, last = (np.searchsorted(there, wanted, side) for side in ("left", "right"))
-    for owner, place in expanded(first, last - first):
-        yield of_one[owner], of_other[place]
+def _close_in(one: np.ndarray, other: np.ndarray, a: tuple[int, int], b: tuple[int, int], bits: int
+              ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The pairs that are equal in the bands `a` and `b` and differ in at most `bits` bits, and their differing bits.
+
+    Hashes are put into the order of their bands first, so that those held against each other lie side by side: of a
+    million hashes nearly a billion pairs are looked at, and fetching them from all over the memory takes most of the
+    time.
+    """
+    (wanted, of_one), (there, of_other) = _sorted(_key(one, a, b)), _sorted(_key(other, a, b))
+    first = np.searchsorted(there, wanted)
+    count = np.searchsorted(there, wanted, "right") - first
+    ordered, others = one[of_one], other[of_other]
+    for part in _parts(count, COMPARED_AT_ONCE):
+        place = _ranges(first[part], count[part])
+        differing = np.repeat(ordered[part], count[part]) ^ others[place]
+        found = np.flatnonzero(np.bitwise_count(differing) <= bits)
+        owner = np.searchsorted(np.cumsum(count[part]), found, "right") + part.start
+        yield of_one[owner], of_other[place[found]], differing[found]

@@ -68,6 +68,7 @@ def clusters_of_all_pairs(rows: pd.DataFrame) -> np.ndarray:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_clusters_are_those_of_all_pairs(seed, pairs_at_once, monkeypatch):
     monkeypatch.setattr(hamming, "PAIRS_AT_ONCE", pairs_at_once)
+    monkeypatch.setattr(hamming, "COMPARED_AT_ONCE", pairs_at_once)
     rows = drawn_looks(seed, 24, 3 if pairs_at_once < 10 else 10)
     found, expected = clusters_of(rows), clusters_of_all_pairs(rows)
     assert 10 < expected.max() < len(rows) - 15
