@@ -18,6 +18,8 @@ TREATMENTS = (
     (r"pip install", "skip", "it would change the environment that the tests run in"),
     (r"(export|\.|cd|[A-Z_]+=\S*$|[A-Z_]+=\$\() ?", "skip", "it sets up the shell for the lines after it"),
     (r"(RAY_AUTH_MODE=token )?ray ", "ray", "a second Ray would disturb the tests; test_s3.py starts a head"),
+    (r"curl -s -F ", "skip", "it asks the service; tests/cluster/test_serve.py asks in the same way"),
+    (r"python jobs/serve\.py --name", "options", "it runs until it is ended; tests/cluster/test_serve.py starts it"),
     (r"(aws|docker|kubectl|helm|eksctl|for role|for who) ", "cloud", "it needs an account, Docker or Kubernetes"),
     (r"scripts/submit\.sh ", "options", "it needs a job server; test_s3.py submits to one"),
     (r".*s3://", "options", "it needs a bucket; test_s3.py has one"),
