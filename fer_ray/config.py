@@ -200,7 +200,8 @@ class PredictConfig:
     """Photographs and videos: a folder, a bucket, one file, a glob such as 'photos/**/*.jpg', or a table (CSV, Parquet)
     whose column `data.table.image_column` holds paths that start in the table's folder."""
     checkpoint: Uri = ""
-    """Folder of the checkpoint; empty: the best one of the run `name`."""
+    """Folder of the checkpoint, or an ONNX file of jobs/export.py, which computes on CPUs and is faster there; empty:
+    the best checkpoint of the run `name`."""
     faces: Literal["all", "largest"] = "all"
     """Faces of each photograph: all, or the largest one alone, which is found faster."""
     tilt: bool = False

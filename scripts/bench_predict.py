@@ -6,10 +6,11 @@ Measured on the same photographs, from files to a table, taking turns, `--rounds
   time;
 - python: `Recognizer` on the list of files, every face;
 - largest: the same, with `faces="largest"`;
-- onnx: as python, with the network exported to ONNX;
+- onnx, onnx_largest: as these two, with the network exported to ONNX;
 - ray: `jobs/predict.py`'s pipeline on all cores, every face, without the start of Ray, but with that of its workers;
 - service: `jobs/serve.py`, asked by 16 clients at once, a photograph a request; also the time within which 95 % of
   the requests are answered;
+- ray_onnx, service_onnx: as these two, with the network exported to ONNX;
 - fer: the package of that name (PyPI), if `--fer` names the Python of an environment that has it.
 
 With `--video` instead, on a drawn film of one moving face (640 x 480 px, 30 frames/s), frames of the film a second:
@@ -75,7 +76,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 # What people write around the package; it takes BGR as OpenCV reads it, and its default detector is a Haar cascade.
 FER = """
 import json, sys, time, cv2
-from fer import FER
+from fer.fer import FER
 images, out = json.load(open(sys.argv[1])), []
 detector = FER()
 begin = time.perf_counter()
@@ -163,7 +164,9 @@ def with_fer(images: list[str], python: str, folder: Path) -> tuple[int, float]:
     """The package `fer` in its own environment; the number of faces, and seconds without its import."""
     listed = folder / "images.json"
     listed.write_text(json.dumps(images))
-    done = subprocess.run([python, "-c", FER, str(listed)], capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-c", FER, str(listed)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{python}: the package fer does not run there\n{done.stderr}")
     faces, seconds = json.loads(done.stdout.splitlines()[-1])
     return faces, seconds
 
@@ -322,20 +325,27 @@ def main() -> None:
     connection.connect()
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
+        if options.fer:
+            with_fer(images[:1], options.fer, out)  # it should fail now, if at all
         checkpoint = options.checkpoint or random_checkpoint(options.backbone, out / "checkpoint")
         every, largest = Recognizer.load(checkpoint), Recognizer.load(checkpoint, faces="largest")
-        exported = Recognizer.load(write_onnx(checkpoint, out))
+        exported = write_onnx(checkpoint, out)
+        onnx, onnx_largest = Recognizer.load(exported), Recognizer.load(exported, faces="largest")
         rounds: list[dict[str, float]] = []
-        latencies: list[float] = []
+        latencies: list[dict[str, float]] = []
         for number in range(options.rounds):
             table = out / "table.csv"
             rates = {"loop": timed(lambda: loop(images, checkpoint, table)),  # noqa: B023
                      "python": timed(lambda: with_python(images, every, table)),  # noqa: B023
                      "largest": timed(lambda: with_python(images, largest, table)),  # noqa: B023
-                     "onnx": timed(lambda: with_python(images, exported, table)),  # noqa: B023
-                     "ray": timed(lambda: with_ray(images, checkpoint, f"{out}/{number}"))}  # noqa: B023
-            rates["service"], latency = with_service(images, checkpoint)
-            latencies.append(latency)
+                     "onnx": timed(lambda: with_python(images, onnx, table)),  # noqa: B023
+                     "onnx_largest": timed(lambda: with_python(images, onnx_largest, table)),  # noqa: B023
+                     "ray": timed(lambda: with_ray(images, checkpoint, f"{out}/{number}")),  # noqa: B023
+                     "ray_onnx": timed(lambda: with_ray(images, exported, f"{out}/onnx{number}"))}  # noqa: B023
+            waited = {}
+            rates["service"], waited["service"] = with_service(images, checkpoint)
+            rates["service_onnx"], waited["service_onnx"] = with_service(images, exported)
+            latencies.append(waited)
             if options.fer:
                 faces, seconds = with_fer(images, options.fer, out)
                 rates["fer"] = faces / seconds
@@ -343,9 +353,11 @@ def main() -> None:
             print("  ".join(f"{name} {rate:.1f}" for name, rate in rates.items()), "faces/s", flush=True)
     ratios = {f"{name}_to_loop": round(statistics.median(rates[name] / rates["loop"] for rates in rounds), 2)
               for name in rounds[0] if name != "loop"}
-    ratios["service_to_python"] = round(statistics.median(rates["service"] / rates["python"] for rates in rounds), 2)
+    for service, python in (("service", "python"), ("service_onnx", "onnx")):
+        ratios[f"{service}_to_{python}"] = round(
+            statistics.median(rates[service] / rates[python] for rates in rounds), 2)
     print(json.dumps({"faces_per_s": medians(rounds), **ratios,
-                      "service_p95_s": round(statistics.median(latencies), 2), "photographs": len(images),
+                      "answered_within_s": medians(latencies), "photographs": len(images),
                       "backbone": options.backbone, "cores": os.cpu_count(), "date": date.today().isoformat()}))
 
 

@@ -21,7 +21,7 @@ from fer_ray.data import faces, pixels
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.evaluate import protocols
 from fer_ray.model import checkpoints
-from fer_ray.use import photographs, recognizer
+from fer_ray.use import networks, photographs
 
 SKIN = np.array([1.0, 0.8, 0.67])  # of red, green and blue: (225, 180, 150) where a grey picture has 225
 
@@ -56,8 +56,8 @@ def guesses(checkpoint: str, images: list[str], kinds: list[str]) -> dict[str, n
         images: N pictures.
         kinds: "grey" or "coloured" of each.
     """
-    network = recognizer.load_network(checkpoint)
-    config = dataclasses.replace(recognizer.trained_faces(checkpoint), on_no_face="whole")
+    network = networks.load(checkpoint)
+    config = dataclasses.replace(networks.describe(checkpoint).faces, on_no_face="whole")
     cutter = photographs.Cutter(photographs.Search(config, "largest"))
     guessed = {name: np.full(len(images), -1) for name in ["", *CHANGES]}
     for number, image in enumerate(tqdm(images, checkpoint, leave=False)):

@@ -8,7 +8,7 @@ import torch
 
 from fer_ray.config import Config, to_dict
 from fer_ray.data_config import FacesConfig
-from fer_ray.model import backbones, checkpoints
+from fer_ray.model import backbones, checkpoints, predictor
 
 TINY = "tiny"
 
@@ -26,3 +26,15 @@ def write(folder: Path, faces: FacesConfig | None = None, temperature: float | N
     if temperature:
         checkpoints.write_calibration(str(folder), temperature, None)
     return str(folder)
+
+
+def export(checkpoint: str, file: Path) -> str:
+    """Write it as an ONNX file, as jobs/export.py does; its path."""
+    from fer_ray.use import onnx_export
+
+    model, description = checkpoints.load_model(checkpoint)
+    temperature = checkpoints.read_temperature(checkpoint)
+    network = onnx_export.CropClassifier(model, temperature or 1.0, predictor.flips(description))
+    onnx_export.write_onnx(onnx_export.trace(network, TINY), str(file),
+                           onnx_export.metadata_of(description, temperature))
+    return str(file)

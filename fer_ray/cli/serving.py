@@ -11,10 +11,9 @@ from typing import NoReturn
 
 from fer_ray.cli import connection, stages, wording
 from fer_ray.config import Config, ConfigError, ServeConfig
-from fer_ray.model import checkpoints
 from fer_ray.report import pages
 from fer_ray.train import resources
-from fer_ray.use import drawing
+from fer_ray.use import drawing, networks
 
 TOKEN = "FER_RAY_SERVE_TOKEN"
 MIN_TOKEN = 16  # characters; shorter ones can be guessed over a network
@@ -30,13 +29,13 @@ def run_serve(config: Config) -> str:
         raise ConfigError(f"serve: needs the package {error.name}: pip install -e '.[serve]'") from None
     checkpoint, search = stages.network_and_search(config, "serve")
     _require_free(config.serve)
-    calibrated = checkpoints.read_temperature(checkpoint) is not None
+    calibrated = networks.describe(checkpoint).temperature is not None
     page = pages.render_service({"calibrated": calibrated, "token": bool(token), "max_mb": config.serve.max_mb,
                                  "colours": drawing.COLOURS})
     connection.connect(config.storage)
     from fer_ray.use import service  # imports Ray, which reads its environment then
 
-    device = resources.device_for(config.predict.device, "predict.device")
+    device = stages.device_of(config, checkpoint)
     settings = web.Settings(page, calibrated, web.digest(token) if token else "", config.serve.max_mb)
     job = service.Job(checkpoint, search, device, config.serve, settings, _joins())
     address = _url(config.serve)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from fer_ray import storage
 from fer_ray.cli import connection, wording
-from fer_ray.config import Config, TrainConfig
+from fer_ray.config import Config, ConfigError, TrainConfig
 from fer_ray.data import ledger, prepare, prepared_set, sources
 from fer_ray.data_config import FacesConfig
 from fer_ray.evaluate import evaluation
 from fer_ray.model import augment, checkpoints, metrics, start_weights
 from fer_ray.report import pages, prepared_page
 from fer_ray.train import inputs, job, resources, schedule, training
-from fer_ray.use import batch, export, gallery, recognizer, timeline, videos
+from fer_ray.use import batch, export, gallery, networks, timeline, videos
 from fer_ray.use import inputs as photographs
 from fer_ray.use.photographs import Cutter, Search
 
@@ -126,7 +127,7 @@ def run_predict(config: Config) -> str:
     wording.say("predict", [wording.found(len(found.photographs), len(found.videos), found.others)])
     checkpoint, search = network_and_search(config, "predict")
     connection.connect(config.storage)
-    device = resources.device_for(config.predict.device, "predict.device")
+    device = device_of(config, checkpoint)
     wording.say("predict", [f"the network computes on {resources.DEVICES[device]}"])
     folder = storage.join(config.storage, "predictions", config.name)
     made = []
@@ -158,24 +159,32 @@ def _predict_videos(config: Config, job: videos.Job) -> str:
 
 
 def network_and_search(config: Config, stage: str) -> tuple[str, Search]:
-    """URI of the checkpoint that `predict` names, and which faces it is to see.
+    """URI of the network that `predict` names, and which faces it is to see.
 
     `stage`: that says on the terminal what the user should know of them. Raises: checkpoints.CheckpointError;
-    faces.DetectorError; storage.StorageError.
+    onnx_model.OnnxError; faces.DetectorError; storage.StorageError; ConfigError for an ONNX file on a GPU.
     """
-    checkpoint = recognizer.find_checkpoint(config.predict.checkpoint or config.storage,
-                                            "" if config.predict.checkpoint else config.name)
-    search = Search(_faces_options(config, checkpoint, stage), config.predict.faces, config.predict.tilt,
+    checkpoint = networks.find(config.predict.checkpoint or config.storage,
+                               "" if config.predict.checkpoint else config.name)
+    if networks.is_exported(checkpoint) and config.predict.device == "cuda":
+        raise ConfigError(f"predict.device cuda: fer_ray runs ONNX files on CPUs, and {checkpoint} is one; name the "
+                          "checkpoint that it was made of")
+    network = networks.describe(checkpoint)
+    search = Search(_faces_options(config, network.faces, stage), config.predict.faces, config.predict.tilt,
                     config.predict.min_face)
     Cutter(search)  # a detector that cannot be loaded ends the job before Ray starts
-    if checkpoints.read_temperature(checkpoint) is None:
-        wording.say(stage, [f"{checkpoint}: {recognizer.NOT_CALIBRATED}"])
+    if network.temperature is None:
+        wording.say(stage, [f"{checkpoint}: {networks.NOT_CALIBRATED}"])
     return checkpoint, search
 
 
-def _faces_options(config: Config, checkpoint: str, stage: str) -> FacesConfig:
-    """The options that the network's training images were cropped by. Others that the user gave are told, not used."""
-    trained = recognizer.trained_faces(checkpoint)
+def device_of(config: Config, checkpoint: str) -> Literal["cpu", "cuda"]:
+    """Where the network that `predict` names computes. Raises: ConfigError if the cluster lacks that."""
+    return "cpu" if networks.is_exported(checkpoint) else resources.device_for(config.predict.device, "predict.device")
+
+
+def _faces_options(config: Config, trained: FacesConfig, stage: str) -> FacesConfig:
+    """The options `trained` that the network's images were cropped by. Others that the user gave are told, not used."""
     for field in dataclasses.fields(FacesConfig):
         given = getattr(config.faces, field.name)
         if field.name != "model" and given not in (field.default, used := getattr(trained, field.name)):
@@ -187,7 +196,7 @@ def _faces_options(config: Config, checkpoint: str, stage: str) -> FacesConfig:
 def run_export(config: Config) -> str:
     """Write a checkpoint in formats that run without fer_ray; URI of export.json."""
     prepared = prepared_set.uri_of(config)
-    checkpoint = config.export.checkpoint or recognizer.find_checkpoint(config.storage, config.name)
+    checkpoint = config.export.checkpoint or networks.find(config.storage, config.name)
     export.check(config, prepared, checkpoint)
     if checkpoints.read_temperature(checkpoint) is None:
         wording.say("export", ["no temperature is stored with the checkpoint, so its probabilities stay as they are; "

@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 
 from fer_ray import progress, storage
 from fer_ray.data import pixels
-from fer_ray.model import checkpoints
-from fer_ray.use import photographs, recognition
+from fer_ray.use import networks, photographs, recognition
 from fer_ray.use.inputs import Picture
 from fer_ray.use.recognition import SCHEMA, Face, Recognition
 
@@ -52,7 +51,7 @@ class Job:
     pictures: list[Picture]
     """The photographs, each once."""
     checkpoint: str
-    """URI of the network's checkpoint."""
+    """URI of the network: a checkpoint, or an ONNX file."""
     search: photographs.Search
     """Which faces, found how."""
     device: Literal["cpu", "cuda"]
@@ -125,8 +124,8 @@ def _read_parts(job: Job) -> dict[str, pa.Table | None]:
 
 def _request(job: Job) -> str:
     """Of all that the table depends on."""
-    content = [[dataclasses.astuple(picture) for picture in job.pictures],
-               checkpoints.describe(job.checkpoint)["sha256"], checkpoints.read_temperature(job.checkpoint),
+    network = networks.describe(job.checkpoint)
+    content = [[dataclasses.astuple(picture) for picture in job.pictures], network.sha256, network.temperature,
                dataclasses.asdict(job.search), SCHEMA.names]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -230,9 +229,7 @@ class Scorer:
     """A worker that scores the faces of one part at a time, and writes the part, so that a killed job goes on."""
 
     def __init__(self, checkpoint: str, device: str):
-        from fer_ray.use import recognizer  # imports torch
-
-        self.network = recognizer.load_network(checkpoint, device, threads=CPUS_PER_WORKER)
+        self.network = networks.load(checkpoint, device, threads=CPUS_PER_WORKER)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Parts of `_CROPPED` -> the URIs to which they were written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from types import UnionType
 
@@ -32,6 +33,7 @@ class OnnxModel:
         faces: the options by which the faces were cropped for training, as `FacesConfig` has them.
         backbone: name of the network.
         sha256: of the weights of the checkpoint that was exported.
+        file_sha256: of the file itself.
     """
 
     def __init__(self, content: bytes, name: str, threads: int = 0):
@@ -55,6 +57,7 @@ class OnnxModel:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class of its own for each status, all directly below Exception
             raise OnnxError(f"{name}: no ONNX network that onnxruntime can run ({_one_line(error)})") from None
+        self.file_sha256 = hashlib.sha256(content).hexdigest()
         told = _read_metadata(self.session.get_modelmeta().custom_metadata_map, name)
         self.temperature, self.faces, self.backbone, self.sha256 = (
             told[key] for key in ("temperature", "faces", "backbone", "sha256"))

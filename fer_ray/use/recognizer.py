@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import warnings
@@ -12,12 +11,9 @@ from typing import Literal, overload
 
 from PIL import Image
 
-from fer_ray import storage
 from fer_ray.data import pixels
 from fer_ray.data_config import FacesConfig
-from fer_ray.model import checkpoints, registry
-from fer_ray.use import drawing, footage, photographs, tracks, video
-from fer_ray.use.onnx_model import OnnxModel
+from fer_ray.use import drawing, footage, networks, photographs, tracks, video
 from fer_ray.use.photographs import Crop, Cutter, Photograph, Search
 from fer_ray.use.recognition import Face, Frame, Network, Recognition, Recognitions
 
@@ -63,17 +59,12 @@ class Recognizer:
             onnx_model.OnnxError if a file cannot be used, or is to run on a GPU; faces.DetectorError;
             storage.StorageError.
         """
-        used = os.fspath(source)
-        if used.endswith(".onnx"):
-            network = OnnxModel.load(used, device)
-            trained, temperature = faces_config_of(network.faces), network.temperature
-        else:
-            used = find_checkpoint(used, name)
-            network = load_network(used, device)
-            trained, temperature = trained_faces(used), checkpoints.read_temperature(used)
-        if temperature is None:
-            warnings.warn(f"{used}: {NOT_CALIBRATED}", stacklevel=2)
-        return cls(network, Search(faces_config or trained, faces, tilt, min_face), temperature)
+        used = networks.find(os.fspath(source), name)
+        network = networks.load(used, device)
+        about = networks.describe(used, network)
+        if about.temperature is None:
+            warnings.warn(f"{used}: {networks.NOT_CALIBRATED}", stacklevel=2)
+        return cls(network, Search(faces_config or about.faces, faces, tilt, min_face), about.temperature)
 
     @overload
     def __call__(self, images: Photograph) -> Recognition: ...
@@ -158,49 +149,6 @@ class Recognizer:
             return self.cutter.crops(photographs.load(image)), None
         except pixels.ImageError as error:
             return [], str(error)
-
-
-NOT_CALIBRATED = ("its probabilities are not calibrated, but as the network gives them, which is often too sure; "
-                  "jobs/evaluate.py of its run fits a temperature if there are enough validation images, and stores it")
-
-
-def load_network(checkpoint: str, device: str = "auto", threads: int = 0) -> Network:
-    """The network of a checkpoint, at the temperature that is stored with it.
-
-    `device`: auto, cpu or cuda. `threads`: of torch in this whole process; 0: as many as it has.
-
-    Raises: as `Recognizer.load`.
-    """
-    import torch  # here, since an exported network needs none
-
-    from fer_ray.model.predictor import Predictor
-
-    temperature = checkpoints.read_temperature(checkpoint) or 1.0
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Predictor.from_checkpoint(checkpoint, threads, device, temperature)
-
-
-def find_checkpoint(source: str, name: str = "") -> str:
-    """URI of a checkpoint: of the folder `source` itself, or of the best one of a run in the storage `source`.
-
-    Raises: checkpoints.CheckpointError; storage.DamagedError; storage.StorageError.
-    """
-    is_storage = name or not storage.exists(storage.join(source, "model.json"))
-    if is_storage and (name or storage.exists(storage.join(source, "best"))):
-        return registry.find(source, name)
-    return source
-
-
-def trained_faces(checkpoint: str) -> FacesConfig:
-    """How the faces were found and cut that the network was trained on. Raises: checkpoints.CheckpointError."""
-    return faces_config_of(checkpoints.describe(checkpoint)["config"]["faces"])
-
-
-def faces_config_of(trained: dict) -> FacesConfig:
-    """The options of that version of the program that trained, as far as this one has them."""
-    known = {field.name for field in dataclasses.fields(FacesConfig)}
-    return FacesConfig(**{key: value for key, value in trained.items() if key in known})
 
 
 def _title(image: Photograph, number: int) -> str:

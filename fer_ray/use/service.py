@@ -30,7 +30,7 @@ from fer_ray.data import pixels
 from fer_ray.data.faces import CROP_SIDE
 from fer_ray.errors import UserError
 from fer_ray.train import resources
-from fer_ray.use import batch, web
+from fer_ray.use import batch, networks, web
 from fer_ray.use.photographs import Crop, Cutter, Search
 from fer_ray.use.recognition import Face, Recognition
 
@@ -52,9 +52,8 @@ class Network:
 
     def __init__(self, checkpoint: str, device: str):
         from fer_ray.model.predictor import BATCH_SIZES  # imports torch
-        from fer_ray.use import recognizer
 
-        self.network = recognizer.load_network(checkpoint, device, threads=batch.CPUS_PER_WORKER)
+        self.network = networks.load(checkpoint, device, threads=batch.CPUS_PER_WORKER)
         # a method that the decorator adds
         self.score.set_max_batch_size(BATCH_SIZES[device])  # ty: ignore[missing-attribute]
         # the first forward pass takes longest, and nobody should wait for it
@@ -107,7 +106,7 @@ class Job:
     """What is to be served."""
 
     checkpoint: str
-    """URI of the network's checkpoint."""
+    """URI of the network: a checkpoint, or an ONNX file."""
     search: Search
     """Which faces, found how."""
     device: Literal["cpu", "cuda"]

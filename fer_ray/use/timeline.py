@@ -18,9 +18,8 @@ from PIL import Image
 from fer_ray import progress, scratch, storage
 from fer_ray.data.faces import Box
 from fer_ray.data.manifest import EXPRESSIONS
-from fer_ray.model import checkpoints
 from fer_ray.report import pages, video_figures
-from fer_ray.use import drawing, videos
+from fer_ray.use import drawing, networks, videos
 from fer_ray.use.footage import Footage
 from fer_ray.use.recognition import Face, Frame
 
@@ -53,7 +52,7 @@ def write(job: videos.Job, films: list[videos.Film]) -> list[str]:
     missing = [film for film in readable if not _is_there(film, job.smooth)]
     task: Any = ray.remote(_write_one).options(num_cpus=min(CPUS, ray.cluster_resources()["CPU"]),
                                                scheduling_strategy="SPREAD")
-    calibrated = checkpoints.read_temperature(job.checkpoint) is not None
+    calibrated = networks.describe(job.checkpoint).temperature is not None
     progress.get([task.remote(film, job, calibrated) for film in missing], "draw videos",
                  [max(1, round(film.duration or 0)) for film in missing], "seconds of video")
     return [storage.join(film.folder, PAGE) for film in readable]

@@ -26,8 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray import progress, scratch, storage
-from fer_ray.model import checkpoints
-from fer_ray.use import photographs, recognition, tracks, video
+from fer_ray.use import networks, photographs, recognition, tracks, video
 from fer_ray.use.footage import Footage, VideoError
 from fer_ray.use.inputs import Picture
 from fer_ray.use.recognition import FRAMES, Frame
@@ -47,7 +46,7 @@ class Job:
     videos: list[Picture]
     """The videos, each once."""
     checkpoint: str
-    """URI of the network's checkpoint."""
+    """URI of the network: a checkpoint, or an ONNX file."""
     search: photographs.Search
     """Which faces, found how."""
     device: Literal["cpu", "cuda"]
@@ -124,8 +123,9 @@ def remove(folder: str) -> None:
 
 def _open(job: Job) -> list[Film]:
     """Each video with what its head says."""
-    network = [checkpoints.describe(job.checkpoint)["sha256"], checkpoints.read_temperature(job.checkpoint)]
-    made_by = [network, dataclasses.asdict(job.search), dataclasses.astuple(job.grid), FRAMES.names]
+    network = networks.describe(job.checkpoint)
+    made_by = [[network.sha256, network.temperature], dataclasses.asdict(job.search), dataclasses.astuple(job.grid),
+               FRAMES.names]
     with ThreadPoolExecutor(OPENED) as pool:
         return list(pool.map(lambda picture: _film(job, picture, made_by), job.videos))
 
@@ -189,10 +189,8 @@ class Worker:
     def __init__(self, checkpoint: str, device: str, search: photographs.Search, grid: video.Grid):
         import cv2
 
-        from fer_ray.use import recognizer  # imports torch
-
         cv2.setNumThreads(1)  # the workers are the parallelism
-        self.network = recognizer.load_network(checkpoint, device, threads=CPUS_PER_WORKER)
+        self.network = networks.load(checkpoint, device, threads=CPUS_PER_WORKER)
         self.cutter, self.grid = photographs.Cutter(search), grid
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -1,5 +1,6 @@
 """Predicting photographs on a cluster: one table by three ways, resumed after a kill, shared by two nodes."""
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -54,6 +55,11 @@ def test_evaluating_predicting_and_python_give_the_same_probabilities(prepared, 
         " ".join(str(int(v)) for v in box) for box in largest[["x", "y", "width", "height"]].to_numpy()]
     expected = calibration.at_temperature(evaluated, 1.4)
     assert np.abs(largest[PROBABILITIES].to_numpy() - expected).max() <= 1e-5
+    exported = dataclasses.replace(job, folder=str(tmp_path / "onnx"),
+                                   checkpoint=tiny.export(checkpoint, tmp_path / "model.onnx"))
+    with ray_on(2):
+        of_onnx = pd.read_csv(batch.predict(exported))
+    assert np.abs(of_onnx[PROBABILITIES].dropna() - found[PROBABILITIES].dropna()).max(axis=None) <= 1e-4
     python = Recognizer.load(checkpoint)(images).to_pandas()
     assert np.abs(python[PROBABILITIES].dropna().to_numpy() - found[PROBABILITIES].dropna()).max(axis=None) <= 1e-5
 

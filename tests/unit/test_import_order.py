@@ -93,6 +93,7 @@ ORDER = {
     "use.photographs": False,
     "use.drawing": False,
     "use.onnx_model": False,
+    "use.networks": False,
     "use.footage": False,
     "use.tracks": False,
     "use.video": False,

@@ -21,7 +21,7 @@ from fer_ray.data.manifest import EXPRESSIONS, PROBABILITIES
 from fer_ray.data_config import FacesConfig
 from fer_ray.evaluate import calibration
 from fer_ray.model import checkpoints, predictor
-from fer_ray.use import photographs, recognizer
+from fer_ray.use import networks, photographs, recognizer
 from fer_ray.use.recognition import SCHEMA
 
 
@@ -172,7 +172,7 @@ def test_it_is_found_by_its_folder_or_by_storage_and_name(tmp_path, checkpoint):
     stored = shutil.copytree(checkpoint, tmp_path / "runs/a/c")
     for name in ("a", "b"):
         storage.write_json(str(tmp_path / f"best/{name}.json"), {"checkpoint": "runs/a/c", "value": 0.5})
-    assert recognizer.find_checkpoint(str(tmp_path), "a") == recognizer.find_checkpoint(str(stored)) == str(stored)
+    assert networks.find(str(tmp_path), "a") == networks.find(str(stored)) == str(stored)
     with pytest.raises(checkpoints.CheckpointError, match="a, b"):
         Recognizer.load(tmp_path)
     (tmp_path / "best/b.json").unlink()

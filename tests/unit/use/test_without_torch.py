@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from fer_ray import Recognizer
+from fer_ray.cli import stages
+from fer_ray.config import Config, ConfigError, PredictConfig
 from fer_ray.data.drawn_face import render_face
 from fer_ray.data_config import FacesConfig
 from fer_ray.model import checkpoints
-from fer_ray.use import onnx_export
+from fer_ray.use import networks, onnx_export
+from fer_ray.use.networks import NOT_CALIBRATED
 from fer_ray.use.onnx_model import OnnxError
-from fer_ray.use.recognizer import NOT_CALIBRATED
 
 FACES = FacesConfig(enlarge=0.3)  # not the default: it must come from the file
 CODE = """
@@ -27,6 +29,8 @@ class Refuse:
             raise RuntimeError(f"{name} was imported")
 sys.meta_path.insert(0, Refuse())
 from fer_ray import Recognizer
+from fer_ray.cli import stages
+from fer_ray.config import Config, ConfigError, PredictConfig
 recognizer = Recognizer.load(sys.argv[1])
 found = [recognizer(image) for image in sys.argv[2:]]
 print(json.dumps([[[face.box, list(face.probabilities.values())] for face in one.faces] for one in found]))
@@ -37,11 +41,8 @@ print(json.dumps([[[face.box, list(face.probabilities.values())] for face in one
 def exported(tmp_path_factory):
     """A checkpoint, and an ONNX file that was written of it; their paths."""
     folder = tmp_path_factory.mktemp("exported")
-    checkpoint, file = tiny.write(folder / "checkpoint", FACES, temperature=1.7), str(folder / "model.onnx")
-    model, description = checkpoints.load_model(checkpoint)
-    onnx_export.write_onnx(onnx_export.trace(onnx_export.CropClassifier(model, 1.7, True), tiny.TINY), file,
-                           onnx_export.metadata_of(description, 1.7))
-    return checkpoint, file
+    checkpoint = tiny.write(folder / "checkpoint", FACES, temperature=1.7)
+    return checkpoint, tiny.export(checkpoint, folder / "model.onnx")
 
 
 def test_faces_and_probabilities_are_those_of_the_checkpoint(exported, tmp_path):
@@ -59,6 +60,22 @@ def test_faces_and_probabilities_are_those_of_the_checkpoint(exported, tmp_path)
         assert [list(face.box) for face in one.faces] == [box for box, _ in faces]
         for face, (_, probabilities) in zip(one.faces, faces, strict=True):
             assert list(face.probabilities.values()) == pytest.approx(probabilities, abs=1e-5)
+
+
+def test_a_job_knows_of_the_file_what_it_knows_of_the_checkpoint(exported, capsys):
+    checkpoint, file = exported
+    one, other = networks.describe(checkpoint), networks.describe(file)
+    assert (one.faces, one.temperature) == (other.faces, other.temperature) == (FACES, 1.7)
+    assert one.sha256 != other.sha256  # what was predicted by one is predicted anew by the other
+    config = Config(predict=PredictConfig(checkpoint=file))
+    used, search = stages.network_and_search(config, "predict")
+    assert used == file and search.config == FACES and stages.device_of(config, file) == "cpu"
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ConfigError, match="predict.device cuda: fer_ray runs ONNX files on CPUs"):
+        stages.network_and_search(Config(predict=PredictConfig(checkpoint=file, device="cuda")), "predict")
+    missing = Config(predict=PredictConfig(checkpoint=file + ".onnx"))
+    with pytest.raises(OnnxError, match="model.onnx.onnx: is missing"):
+        stages.network_and_search(missing, "predict")
 
 
 def test_what_the_file_says_is_used_and_what_it_lacks_is_told(exported, tmp_path):
