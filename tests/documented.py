@@ -32,7 +32,8 @@ TREATMENTS = (
 # What stands for the placeholders: by default, and in the commands that the pattern finds. The folders are made by
 # tests/cluster/test_commands.py.
 VALUES = {"FOLDER": "faces", "NAME": "mine", "RUN": "again", "DIR": "fer_ray_output",
-          "FILE": "jobs/configs/paper.yaml", "PYTHON": "python", "OPTIONS": "--train.class_weights none", "VERB": "train"}
+          "FILE": "jobs/configs/paper.yaml", "PYTHON": "python",
+          "OPTIONS": "--train.class_weights none", "VERB": "train"}
 SPECIAL_VALUES = (
     (r"facial_expressions\.yaml", {"FOLDER": "photographs", "NAME": "chosen"}),
     (r"make_sample_data", {"FOLDER": "drawn"}),
