@@ -60,7 +60,7 @@ from fer_ray.config import Config, TrainConfig, to_dict
 from fer_ray.data.drawn_face import render_face
 from fer_ray.data_config import FacesConfig
 from fer_ray.model import augment, backbones, checkpoints
-from fer_ray.use import batch, inputs, onnx_export
+from fer_ray.use import batch, inputs, networks, onnx_export
 from fer_ray.use.footage import Footage
 from fer_ray.use.photographs import Search
 
@@ -114,7 +114,7 @@ def with_python(images: list[str], recognizer: Recognizer, table: Path) -> int:
 def with_ray(images: list[str], checkpoint: str, folder: str) -> int:
     """The pipeline of jobs/predict.py; the number of faces."""
     pictures = [inputs.Picture(image, 0, 0, None) for image in images]
-    job = batch.Job(folder, pictures, checkpoint, Search(FacesConfig()), device="cpu")
+    job = batch.Job(folder, pictures, networks.describe(checkpoint), Search(FacesConfig()), device="cpu")
     return int(pd.read_csv(batch.predict(job))["face"].notna().sum())
 
 

@@ -9,6 +9,7 @@ import torch
 from fer_ray.config import Config, to_dict
 from fer_ray.data_config import FacesConfig
 from fer_ray.model import backbones, checkpoints, predictor
+from fer_ray.use import networks
 
 TINY = "tiny"
 
@@ -26,6 +27,11 @@ def write(folder: Path, faces: FacesConfig | None = None, temperature: float | N
     if temperature:
         checkpoints.write_calibration(str(folder), temperature, None)
     return str(folder)
+
+
+def described(checkpoint: str) -> networks.Description:
+    """As jobs know it; "c" is none that exists."""
+    return networks.Description("c", FacesConfig(), None, "0") if checkpoint == "c" else networks.describe(checkpoint)
 
 
 def export(checkpoint: str, file: Path) -> str:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import checkpoints as tiny
 import numpy as np
 import pyarrow as pa
 
@@ -86,14 +87,14 @@ def frame(time: float, boxes: list[tuple[int, int]], anger: float = 0.5) -> Fram
 
 def job(folder, names, checkpoint="c", every=0.2, smooth=0.0, device="cpu", reason=None) -> of_videos.Job:
     """What is to be predicted of these videos."""
-    return of_videos.Job(str(folder), [Picture(str(name), 1, 2, reason) for name in names], checkpoint,
-                      Search(FacesConfig()), device, every, smooth)
+    return of_videos.Job(str(folder), [Picture(str(name), 1, 2, reason) for name in names], tiny.described(checkpoint),
+                         Search(FacesConfig()), device, every, smooth)
 
 
 def make_parts(work: of_videos.Job) -> list[of_videos.Film]:
     """What the cluster does of a job."""
     films = of_videos._open(work)
-    worker = of_videos.Worker(work.checkpoint, work.device, work.search, work.grid)
+    worker = of_videos.Worker(work.network.uri, work.device, work.search, work.grid)
     for film in films:
         for number, part in enumerate(film.parts()):
             end = number + 1 if number + 1 < film.segments else -1

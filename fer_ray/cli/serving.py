@@ -13,7 +13,7 @@ from fer_ray.cli import connection, stages, wording
 from fer_ray.config import Config, ConfigError, ServeConfig
 from fer_ray.report import pages
 from fer_ray.train import resources
-from fer_ray.use import drawing, networks
+from fer_ray.use import drawing
 
 TOKEN = "FER_RAY_SERVE_TOKEN"
 MIN_TOKEN = 16  # characters; shorter ones can be guessed over a network
@@ -27,20 +27,20 @@ def run_serve(config: Config) -> str:
         from fer_ray.use import web
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve: needs the package {error.name}: pip install -e '.[serve]'") from None
-    checkpoint, search = stages.network_and_search(config, "serve")
+    network, search = stages.network_and_search(config, "serve")
     _require_free(config.serve)
-    calibrated = networks.describe(checkpoint).temperature is not None
+    calibrated = network.temperature is not None
     page = pages.render_service({"calibrated": calibrated, "token": bool(token), "max_mb": config.serve.max_mb,
                                  "colours": drawing.COLOURS})
     connection.connect(config.storage)
     from fer_ray.use import service  # imports Ray, which reads its environment then
 
-    device = stages.device_of(config, checkpoint)
+    device = stages.device_of(config, network.uri)
     settings = web.Settings(page, calibrated, web.digest(token) if token else "", config.serve.max_mb)
-    job = service.Job(checkpoint, search, device, config.serve, settings, _joins())
+    job = service.Job(network.uri, search, device, config.serve, settings, _joins())
     address = _url(config.serve)
     with service.running(job) as processes:
-        wording.say("serve", [f"{checkpoint} on {resources.DEVICES[device]} in "
+        wording.say("serve", [f"{network.uri} on {resources.DEVICES[device]} in "
                               f"{wording.count(processes.networks, 'process', 'processes')}; faces are found by "
                               f"{processes.services}", f"{address} (Ctrl-C ends it)"])
         try:

@@ -12,14 +12,14 @@ import pandas as pd
 
 from fer_ray import storage
 from fer_ray.cli import connection, wording
-from fer_ray.config import Config, ConfigError, TrainConfig
+from fer_ray.config import Config, TrainConfig
 from fer_ray.data import ledger, prepare, prepared_set, sources
 from fer_ray.data_config import FacesConfig
 from fer_ray.evaluate import evaluation
 from fer_ray.model import augment, checkpoints, metrics, start_weights
 from fer_ray.report import pages, prepared_page
 from fer_ray.train import inputs, job, resources, schedule, training
-from fer_ray.use import batch, export, gallery, networks, timeline, videos
+from fer_ray.use import batch, export, gallery, networks, onnx_model, timeline, videos
 from fer_ray.use import inputs as photographs
 from fer_ray.use.photographs import Cutter, Search
 
@@ -125,14 +125,14 @@ def run_predict(config: Config) -> str:
     """
     found = photographs.find(config.predict.images, config.data.table.image_column)
     wording.say("predict", [wording.found(len(found.photographs), len(found.videos), found.others)])
-    checkpoint, search = network_and_search(config, "predict")
+    network, search = network_and_search(config, "predict")
     connection.connect(config.storage)
-    device = device_of(config, checkpoint)
+    device = device_of(config, network.uri)
     wording.say("predict", [f"the network computes on {resources.DEVICES[device]}"])
     folder = storage.join(config.storage, "predictions", config.name)
     made = []
     if found.photographs:
-        job = batch.Job(folder, found.photographs, checkpoint, search, device)
+        job = batch.Job(folder, found.photographs, network, search, device)
         made.append(batch.predict(job))
         wording.say("predict", [wording.predictions(pd.read_csv(io.BytesIO(storage.read_bytes(job.table))))])
         if config.predict.annotate:
@@ -140,7 +140,7 @@ def run_predict(config: Config) -> str:
     else:
         batch.remove(folder)
     if found.videos:
-        made.append(_predict_videos(config, videos.Job(folder, found.videos, checkpoint, search, device,
+        made.append(_predict_videos(config, videos.Job(folder, found.videos, network, search, device,
                                                        config.predict.every, config.predict.smooth)))
     else:
         videos.remove(folder)
@@ -158,29 +158,28 @@ def _predict_videos(config: Config, job: videos.Job) -> str:
     return job.table
 
 
-def network_and_search(config: Config, stage: str) -> tuple[str, Search]:
-    """URI of the network that `predict` names, and which faces it is to see.
+def network_and_search(config: Config, stage: str) -> tuple[networks.Description, Search]:
+    """The network that `predict` names, and which faces it is to see.
 
     `stage`: that says on the terminal what the user should know of them. Raises: checkpoints.CheckpointError;
-    onnx_model.OnnxError; faces.DetectorError; storage.StorageError; ConfigError for an ONNX file on a GPU.
+    onnx_model.OnnxError, also for an ONNX file on a GPU; faces.DetectorError; storage.StorageError.
     """
-    checkpoint = networks.find(config.predict.checkpoint or config.storage,
-                               "" if config.predict.checkpoint else config.name)
-    if networks.is_exported(checkpoint) and config.predict.device == "cuda":
-        raise ConfigError(f"predict.device cuda: fer_ray runs ONNX files on CPUs, and {checkpoint} is one; name the "
-                          "checkpoint that it was made of")
-    network = networks.describe(checkpoint)
+    uri = networks.find(config.predict.checkpoint or config.storage,
+                        "" if config.predict.checkpoint else config.name)
+    if networks.is_exported(uri):
+        onnx_model.check_device(uri, config.predict.device)
+    network = networks.describe(uri)
     search = Search(_faces_options(config, network.faces, stage), config.predict.faces, config.predict.tilt,
                     config.predict.min_face)
     Cutter(search)  # a detector that cannot be loaded ends the job before Ray starts
     if network.temperature is None:
-        wording.say(stage, [f"{checkpoint}: {networks.NOT_CALIBRATED}"])
-    return checkpoint, search
+        wording.say(stage, [f"{uri}: {networks.NOT_CALIBRATED}"])
+    return network, search
 
 
-def device_of(config: Config, checkpoint: str) -> Literal["cpu", "cuda"]:
-    """Where the network that `predict` names computes. Raises: ConfigError if the cluster lacks that."""
-    return "cpu" if networks.is_exported(checkpoint) else resources.device_for(config.predict.device, "predict.device")
+def device_of(config: Config, network: str) -> Literal["cpu", "cuda"]:
+    """Where the network of this URI, which `predict` names, computes. Raises: ConfigError if the cluster lacks that."""
+    return "cpu" if networks.is_exported(network) else resources.device_for(config.predict.device, "predict.device")
 
 
 def _faces_options(config: Config, trained: FacesConfig, stage: str) -> FacesConfig:

@@ -23,7 +23,7 @@ def near_pairs(one: np.ndarray, other: np.ndarray, bits: int) -> Iterator[tuple[
         other: uint64 [M]. Equal hashes are best given once, since each of them makes pairs of its own.
         bits: 2 to 62.
 
-    Yields: positions in `one` and in `other`, int64 [P] each, of up to `PAIRS_AT_ONCE` pairs.
+    Yields: positions in `one` and in `other`, int64 [P] each, of about `PAIRS_AT_ONCE` pairs or fewer.
     """
     cuts = [64 * band // (bits + 2) for band in range(bits + 3)]
     bands = list(itertools.pairwise(cuts))
@@ -100,9 +100,8 @@ def _close_in(one: np.ndarray, other: np.ndarray, a: tuple[int, int], b: tuple[i
               ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The pairs that are equal in the bands `a` and `b` and differ in at most `bits` bits, and their differing bits.
 
-    Hashes are put into the order of their bands first, so that those held against each other lie side by side: of a
-    million hashes nearly a billion pairs are looked at, and fetching them from all over the memory takes most of the
-    time.
+    Hashes are put into the order of their bands first, so that those held against each other lie side by side: far
+    more pairs are looked at than are found, and fetching them from all over the memory would take most of the time.
     """
     (wanted, of_one), (there, of_other) = _sorted(_key(one, a, b)), _sorted(_key(other, a, b))
     first = np.searchsorted(there, wanted)

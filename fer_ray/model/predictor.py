@@ -35,7 +35,7 @@ class Predictor:
         self.device = torch.device(device)
         # channels-last, as `augment.to_tensor` makes the images: convolutions are faster in this memory format
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
-        self.head = backbones.head(model, backbone)
+        self.head, self.batch_size = backbones.head(model, backbone), BATCH_SIZES[device]
         self.temperature, self.flip_average = temperature, flip_average
 
     @classmethod
@@ -52,7 +52,7 @@ class Predictor:
         `batch_size`: crops of a forward pass; 0: what suits the device.
         """
         rows = [(logits.float() / self.temperature).softmax(1).cpu().numpy()
-                for logits in self._logits(crops, batch_size or BATCH_SIZES[self.device.type], self.flip_average)]
+                for logits in self._logits(crops, batch_size or self.batch_size, self.flip_average)]
         return np.concatenate(rows) if rows else np.zeros((0, self.head.out_features), np.float32)
 
     @torch.inference_mode()

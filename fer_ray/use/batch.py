@@ -50,8 +50,8 @@ class Job:
     """URI of the folder that gets the tables."""
     pictures: list[Picture]
     """The photographs, each once."""
-    checkpoint: str
-    """URI of the network: a checkpoint, or an ONNX file."""
+    network: networks.Description
+    """The network that scores the faces."""
     search: photographs.Search
     """Which faces, found how."""
     device: Literal["cpu", "cuda"]
@@ -124,8 +124,7 @@ def _read_parts(job: Job) -> dict[str, pa.Table | None]:
 
 def _request(job: Job) -> str:
     """Of all that the table depends on."""
-    network = networks.describe(job.checkpoint)
-    content = [[dataclasses.astuple(picture) for picture in job.pictures], network.sha256, network.temperature,
+    content = [[dataclasses.astuple(picture) for picture in job.pictures], job.network.sha256, job.network.temperature,
                dataclasses.asdict(job.search), SCHEMA.names]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -176,7 +175,7 @@ def worker_options(cluster: dict, job: Job) -> dict[str, Any]:
 
     Args:
         cluster: as `ray.cluster_resources()` gives it.
-        job: names the checkpoint and the device.
+        job: names the network and the device.
     """
     import ray.data
 
@@ -184,7 +183,7 @@ def worker_options(cluster: dict, job: Job) -> dict[str, Any]:
     return {"num_cpus": cpus, "num_gpus": int(job.device == "cuda"), "scheduling_strategy": "SPREAD",
             "compute": ray.data.ActorPoolStrategy(size=number),
             # no restarts: Ray would warn of each on the terminal; the same command goes on with what is missing
-            "max_restarts": 0, "fn_constructor_kwargs": {"checkpoint": job.checkpoint, "device": job.device}}
+            "max_restarts": 0, "fn_constructor_kwargs": {"network": job.network.uri, "device": job.device}}
 
 
 def workers(cluster: dict, device: str) -> tuple[int, float]:
@@ -228,8 +227,8 @@ def _cut(picture: dict, search: photographs.Search) -> dict:
 class Scorer:
     """A worker that scores the faces of one part at a time, and writes the part, so that a killed job goes on."""
 
-    def __init__(self, checkpoint: str, device: str):
-        self.network = networks.load(checkpoint, device, threads=CPUS_PER_WORKER)
+    def __init__(self, network: str, device: str):
+        self.network = networks.load(network, device, threads=CPUS_PER_WORKER)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Parts of `_CROPPED` -> the URIs to which they were written."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from fer_ray import progress, storage
 from fer_ray.data import manifest, pixels
 from fer_ray.report import pages
-from fer_ray.use import batch, drawing, networks
+from fer_ray.use import batch, drawing
 from fer_ray.use.recognition import Recognition
 
 SIDE = 1600  # px of the longer side of a copy at most
@@ -41,8 +41,8 @@ def write(job: batch.Job, name: str) -> str:
               "faces": [f"{face.expression} {face.probabilities[face.expression]:.0%}" for face in one.faces]}
              for image, one in recognitions(parts.values(), SHOWN).items()]
     storage.write_bytes(page, pages.render_gallery({
-        "name": name, "checkpoint": job.checkpoint, "images": len(job.pictures),
-        "calibrated": networks.describe(job.checkpoint).temperature is not None, "faces": len(faces),
+        "name": name, "checkpoint": job.network.uri, "images": len(job.pictures),
+        "calibrated": job.network.temperature is not None, "faces": len(faces),
         "found": faces["expression"].value_counts().to_dict(), "with_faces": faces["image"].nunique(),
         "reasons": table["reason"].value_counts().to_dict(), "shown": shown}).encode())
     return page

@@ -18,6 +18,8 @@ NOT_CALIBRATED = ("its probabilities are not calibrated, but as the network give
 class Description:
     """What is known of a network beside its weights."""
 
+    uri: str
+    """Of the checkpoint's folder, or of the ONNX file."""
     faces: FacesConfig
     """How the faces were found and cut that it was trained on."""
     temperature: float | None
@@ -51,9 +53,9 @@ def describe(uri: str, loaded: Network | None = None) -> Description:
     """
     if is_exported(uri):
         exported = loaded if isinstance(loaded, OnnxModel) else OnnxModel.load(uri)
-        return Description(_faces_config_of(exported.faces), exported.temperature, exported.file_sha256)
+        return Description(uri, _faces_config_of(exported.faces), exported.temperature, exported.file_sha256)
     description = checkpoints.describe(uri)
-    return Description(_faces_config_of(description["config"]["faces"]), checkpoints.read_temperature(uri),
+    return Description(uri, _faces_config_of(description["config"]["faces"]), checkpoints.read_temperature(uri),
                        description["sha256"])
 
 

@@ -29,12 +29,15 @@ class OnnxModel:
     """A network that `fer_ray export` wrote as ONNX, on the CPU.
 
     Attributes:
+        batch_size: crops of a forward pass that suit it.
         temperature: by which the network divides its logits, as a part of it; None if none was fitted, and it does not.
         faces: the options by which the faces were cropped for training, as `FacesConfig` has them.
         backbone: name of the network.
         sha256: of the weights of the checkpoint that was exported.
         file_sha256: of the file itself.
     """
+
+    batch_size = 8  # as of `model.predictor` on a CPU
 
     def __init__(self, content: bytes, name: str, threads: int = 0):
         """Build the network from the bytes of an ONNX file.
@@ -68,27 +71,34 @@ class OnnxModel:
 
         Raises: OnnxError, also if it is to run on a GPU; storage.StorageError.
         """
-        if device == "cuda":
-            raise OnnxError(f"{uri}: fer_ray runs ONNX files on the CPU; load the checkpoint to use a GPU")
+        check_device(uri, device)
         try:
             return cls(storage.read_bytes(uri), uri, threads)
         except FileNotFoundError:
             raise OnnxError(f"{uri}: is missing; jobs/export.py writes it") from None
 
-    def probabilities(self, crops: list[np.ndarray], batch_size: int = 64) -> np.ndarray:
+    def probabilities(self, crops: list[np.ndarray], batch_size: int = 0) -> np.ndarray:
         """Calibrated probabilities, float32 [N, 8], of N crops, uint8 [256, 256] or [256, 256, 3].
 
-        A grey crop is repeated into three channels, as in training.
+        A grey crop is repeated into three channels, as in training. `batch_size`: crops of a forward pass; 0: that of
+        the class.
 
         Raises: OnnxError if a crop has another size.
         """
         if wrong := next((crop.shape for crop in crops if crop.shape[:2] != (CROP_SIDE, CROP_SIDE)), None):
             raise OnnxError(f"a crop of {wrong[1]} x {wrong[0]} px; the network takes {CROP_SIDE} x {CROP_SIDE}")
+        size = batch_size or self.batch_size
         made = np.empty((len(crops), len(EXPRESSIONS)), np.float32)
-        for first in range(0, len(crops), batch_size):
-            batch = np.stack([augment.to_rgb(crop) for crop in crops[first : first + batch_size]])
-            made[first : first + batch_size] = self.session.run([OUTPUT], {INPUT: batch})[0]
+        for first in range(0, len(crops), size):
+            batch = np.stack([augment.to_rgb(crop) for crop in crops[first : first + size]])
+            made[first : first + size] = self.session.run([OUTPUT], {INPUT: batch})[0]
         return made
+
+
+def check_device(uri: str, device: str) -> None:
+    """Raises: OnnxError if the file is to run on a GPU."""
+    if device == "cuda":
+        raise OnnxError(f"{uri}: fer_ray runs ONNX files on the CPU; load the checkpoint to use a GPU")
 
 
 def _read_metadata(entries: dict[str, str], name: str) -> dict:

@@ -30,6 +30,9 @@ FRAMES = pa.schema([("video", pa.string()), ("time", pa.float64()), *list(SCHEMA
 class Network(Protocol):
     """What scores faces: `model.predictor.Predictor`, or whatever else runs an exported network."""
 
+    batch_size: int
+    """Crops of a forward pass that suit it."""
+
     def probabilities(self, crops: list[np.ndarray]) -> np.ndarray:
         """Calibrated probabilities, float32 [N, 8], of N crops, uint8 [256, 256] or [256, 256, 3] (RGB) each."""
 

@@ -50,12 +50,10 @@ class ServiceError(UserError):
 class Network:
     """A process with the network, which scores the faces that wait for it in one batch."""
 
-    def __init__(self, checkpoint: str, device: str):
-        from fer_ray.model.predictor import BATCH_SIZES  # imports torch
-
-        self.network = networks.load(checkpoint, device, threads=batch.CPUS_PER_WORKER)
+    def __init__(self, network: str, device: str):
+        self.network = networks.load(network, device, threads=batch.CPUS_PER_WORKER)
         # a method that the decorator adds
-        self.score.set_max_batch_size(BATCH_SIZES[device])  # ty: ignore[missing-attribute]
+        self.score.set_max_batch_size(self.network.batch_size)  # ty: ignore[missing-attribute]
         # the first forward pass takes longest, and nobody should wait for it
         self.network.probabilities([np.zeros((CROP_SIDE, CROP_SIDE, 3), np.uint8)] * 2)
 
@@ -105,7 +103,7 @@ class Service:
 class Job:
     """What is to be served."""
 
-    checkpoint: str
+    network: str
     """URI of the network: a checkpoint, or an ONNX file."""
     search: Search
     """Which faces, found how."""
@@ -204,7 +202,7 @@ def _application(job: Job, wanted: Processes) -> serve.Application:
     service = Service.options(num_replicas=wanted.services, ray_actor_options={"num_cpus": batch.CPUS_PER_TASK},
                               max_queued_requests=job.config.max_queued,
                               backpressure_config={"status_code": 503, "retry_after_s": 1})
-    return service.bind(network.bind(job.checkpoint, job.device), job.search,
+    return service.bind(network.bind(job.network, job.device), job.search,
                         int(job.config.max_megapixels * 1e6), job.settings)
 
 

@@ -19,7 +19,7 @@ from fer_ray import progress, scratch, storage
 from fer_ray.data.faces import Box
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.report import pages, video_figures
-from fer_ray.use import drawing, networks, videos
+from fer_ray.use import drawing, videos
 from fer_ray.use.footage import Footage
 from fer_ray.use.recognition import Face, Frame
 
@@ -52,8 +52,7 @@ def write(job: videos.Job, films: list[videos.Film]) -> list[str]:
     missing = [film for film in readable if not _is_there(film, job.smooth)]
     task: Any = ray.remote(_write_one).options(num_cpus=min(CPUS, ray.cluster_resources()["CPU"]),
                                                scheduling_strategy="SPREAD")
-    calibrated = networks.describe(job.checkpoint).temperature is not None
-    progress.get([task.remote(film, job, calibrated) for film in missing], "draw videos",
+    progress.get([task.remote(film, job) for film in missing], "draw videos",
                  [max(1, round(film.duration or 0)) for film in missing], "seconds of video")
     return [storage.join(film.folder, PAGE) for film in readable]
 
@@ -67,7 +66,7 @@ def _is_there(film: videos.Film, smooth: float) -> bool:
     return made["smooth"] == smooth and {PAGE, COPY} <= set(storage.list_files(film.folder))
 
 
-def _write_one(film: videos.Film, job: videos.Job, calibrated: bool) -> None:
+def _write_one(film: videos.Film, job: videos.Job) -> None:
     last = videos.seen_of(film).last
     courses, key_times = _look(videos.frames_of(film, job.every, job.smooth), last)
     local = os.path.join(scratch.folder(), f"{os.urandom(8).hex()}.mp4")
@@ -81,7 +80,8 @@ def _write_one(film: videos.Film, job: videos.Job, calibrated: bool) -> None:
     longest = sorted(courses, key=lambda number: -len(courses[number].times))[:FACES_SHOWN]
     gap_s = 2.5 * max(job.every, 0.4)
     content = {
-        "video": film.video, "checkpoint": job.checkpoint, "calibrated": calibrated, "copy": COPY, "seconds": last,
+        "video": film.video, "checkpoint": job.network.uri,
+        "calibrated": job.network.temperature is not None, "copy": COPY, "seconds": last,
         "every": job.every, "smooth": job.smooth, "faces": len(courses), "notes": videos.notes(film),
         "shown": [{"number": number, "found": _shares(courses[number]),
                    "figure": pages.picture(lambda course: video_figures.course_figure(

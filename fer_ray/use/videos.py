@@ -45,8 +45,8 @@ class Job:
     """URI of the folder that gets the tables."""
     videos: list[Picture]
     """The videos, each once."""
-    checkpoint: str
-    """URI of the network: a checkpoint, or an ONNX file."""
+    network: networks.Description
+    """The network that scores the faces."""
     search: photographs.Search
     """Which faces, found how."""
     device: Literal["cpu", "cuda"]
@@ -123,9 +123,8 @@ def remove(folder: str) -> None:
 
 def _open(job: Job) -> list[Film]:
     """Each video with what its head says."""
-    network = networks.describe(job.checkpoint)
-    made_by = [[network.sha256, network.temperature], dataclasses.asdict(job.search), dataclasses.astuple(job.grid),
-               FRAMES.names]
+    network = [job.network.sha256, job.network.temperature]
+    made_by = [network, dataclasses.asdict(job.search), dataclasses.astuple(job.grid), FRAMES.names]
     with ThreadPoolExecutor(OPENED) as pool:
         return list(pool.map(lambda picture: _film(job, picture, made_by), job.videos))
 
@@ -170,7 +169,7 @@ def worker_options(cluster: dict, job: Job) -> dict[str, Any]:
 
     Args:
         cluster: as `ray.cluster_resources()` gives it.
-        job: names the checkpoint and the device.
+        job: names the network and the device.
     """
     import ray.data
 
@@ -179,18 +178,18 @@ def worker_options(cluster: dict, job: Job) -> dict[str, Any]:
     share = 1 / math.ceil(workers / max(1, cluster.get("GPU", 0)))
     return {"num_cpus": 1, "num_gpus": share if job.device == "cuda" else 0,
             "scheduling_strategy": "SPREAD", "compute": ray.data.ActorPoolStrategy(size=workers), "max_restarts": 0,
-            "fn_constructor_kwargs": {"checkpoint": job.checkpoint, "device": job.device, "search": job.search,
+            "fn_constructor_kwargs": {"network": job.network.uri, "device": job.device, "search": job.search,
                                       "grid": job.grid}}
 
 
 class Worker:
     """Decodes one segment at a time, finds and scores its faces, and writes its table."""
 
-    def __init__(self, checkpoint: str, device: str, search: photographs.Search, grid: video.Grid):
+    def __init__(self, network: str, device: str, search: photographs.Search, grid: video.Grid):
         import cv2
 
         cv2.setNumThreads(1)  # the workers are the parallelism
-        self.network = networks.load(checkpoint, device, threads=CPUS_PER_WORKER)
+        self.network = networks.load(network, device, threads=CPUS_PER_WORKER)
         self.cutter, self.grid = photographs.Cutter(search), grid
 
     def __call__(self, batch: pa.Table) -> pa.Table:

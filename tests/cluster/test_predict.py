@@ -19,7 +19,7 @@ from fer_ray.data import prepared_set
 from fer_ray.data.manifest import PROBABILITIES
 from fer_ray.data_config import FacesConfig
 from fer_ray.evaluate import calibration, inference
-from fer_ray.use import batch
+from fer_ray.use import batch, networks
 from fer_ray.use import videos as of_videos
 from fer_ray.use.inputs import Picture
 from fer_ray.use.photographs import Search
@@ -37,8 +37,8 @@ def test_evaluating_predicting_and_python_give_the_same_probabilities(prepared, 
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nno more")
     images = [*index["image"], str(broken)]
-    job = batch.Job(str(tmp_path / "out"), [Picture(image, 1, 1, None) for image in images], checkpoint,
-                    Search(FacesConfig()), device="cpu")
+    job = batch.Job(str(tmp_path / "out"), [Picture(image, 1, 1, None) for image in images],
+                    networks.describe(checkpoint), Search(FacesConfig()), device="cpu")
     with ray_on(2), pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "PART_IMAGES", 8)
         evaluated = inference.predict(uri, index, 64, checkpoint=checkpoint)
@@ -56,7 +56,7 @@ def test_evaluating_predicting_and_python_give_the_same_probabilities(prepared, 
     expected = calibration.at_temperature(evaluated, 1.4)
     assert np.abs(largest[PROBABILITIES].to_numpy() - expected).max() <= 1e-5
     exported = dataclasses.replace(job, folder=str(tmp_path / "onnx"),
-                                   checkpoint=tiny.export(checkpoint, tmp_path / "model.onnx"))
+                                   network=networks.describe(tiny.export(checkpoint, tmp_path / "model.onnx")))
     with ray_on(2):
         of_onnx = pd.read_csv(batch.predict(exported))
     assert np.abs(of_onnx[PROBABILITIES].dropna() - found[PROBABILITIES].dropna()).max(axis=None) <= 1e-4
@@ -105,15 +105,15 @@ DRIVER = """
 import sys
 from fer_ray.cli import connection
 from fer_ray.data_config import FacesConfig
-from fer_ray.use import batch
+from fer_ray.use import batch, networks
 from fer_ray.use.inputs import Picture
 from fer_ray.use.photographs import Search
 
 folder, checkpoint, *images = sys.argv[1:]
 batch.PART_IMAGES = 2
 connection.connect()
-batch.predict(batch.Job(folder, [Picture(image, 1, 1, None) for image in images], checkpoint,
-                        Search(FacesConfig(), "largest"), device="cpu"))
+batch.predict(batch.Job(folder, [Picture(image, 1, 1, None) for image in images],
+                        networks.describe(checkpoint), Search(FacesConfig(), "largest"), device="cpu"))
 """
 
 

@@ -59,7 +59,7 @@ def assert_equal(one: dict, two: dict) -> None:
 
 
 def assert_close(one: dict, two: dict) -> None:
-    """Rounding alone may differ: 0.0002 between one worker and two, where batches of 9 for 8 images make 0.013."""
+    """Rounding alone may differ, which is far less than batches of another size make."""
     assert one.keys() == two.keys()
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3
 

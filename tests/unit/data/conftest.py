@@ -28,7 +28,7 @@ def cropped(monkeypatch):
 @pytest.fixture
 def config(tmp_path, cropped, monkeypatch):
     """30 small pictures of 15 people in four parts."""
-    monkeypatch.setattr(shortcuts, "MIN_PEOPLE", 16)  # its forests take half the time of these sets
+    monkeypatch.setattr(shortcuts, "MIN_PEOPLE", 16)  # the shortcut audit has tests of its own, and takes long
     for number in range(30):
         file = tmp_path / "data" / ("happy" if number % 2 else "sad") / f"p{number % 15:02}_{number:03}.png"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,8 @@ def picture(image: str, reason: str | None = None) -> Picture:
 
 
 def job(folder, names=(), checkpoint: str = "c", device="cpu") -> batch.Job:
-    return batch.Job(str(folder), [picture(name) for name in names], checkpoint, Search(FacesConfig()), device)
+    return batch.Job(str(folder), [picture(name) for name in names], tiny.described(checkpoint),
+                     Search(FacesConfig()), device)
 
 
 @pytest.fixture(scope="module")

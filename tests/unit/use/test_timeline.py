@@ -1,5 +1,6 @@
 """The annotated copy of a video plays as the video does, and its page shows the course of each face."""
 
+import dataclasses
 import re
 
 import av
@@ -27,7 +28,7 @@ def test_the_copy_has_the_times_of_the_video_and_boxes_that_follow_the_face(chec
     work = drawn.job(tmp_path / "out", [film], checkpoint, every=0.9)
     (made,) = drawn.make_parts(work)
     assert not timeline._is_there(made, 0.0)
-    timeline._write_one(made, work, calibrated=True)
+    timeline._write_one(made, work)
     assert timeline._is_there(made, 0.0) and not timeline._is_there(made, 0.5)
     with Footage(f"{made.folder}/annotated.mp4") as copy:
         stills = {round(still.time, 3): still.pixels() for still in copy.frames()}
@@ -62,7 +63,8 @@ def test_a_video_without_faces_has_a_page(checkpoint, tmp_path):
     film = drawn.write(tmp_path / "empty.mp4", [(n / 10, drawn.scene([])) for n in range(4)])
     work = drawn.job(tmp_path / "out", [film], checkpoint)
     (made,) = drawn.make_parts(work)
-    timeline._write_one(made, work, calibrated=False)
+    uncalibrated = dataclasses.replace(work, network=dataclasses.replace(work.network, temperature=None))
+    timeline._write_one(made, uncalibrated)
     page = (tmp_path / made.folder / "timeline.html").read_text()
     assert "No face was found." in page and "not calibrated" in page
     with av.open(f"{made.folder}/annotated.mp4") as copy:
