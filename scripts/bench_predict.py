@@ -39,6 +39,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -137,10 +138,14 @@ def with_service(images: list[str], checkpoint: str) -> tuple[float, float]:
     words = [sys.executable, str(SERVE_JOB), "--predict.checkpoint", checkpoint, "--serve.port", str(port)]
     shell = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "FER_RAY_SERVE_TOKEN": TOKEN}
 
+    client = threading.local()  # each keeps its connection
+
     def ask(image: str) -> tuple[int, float]:
+        if not hasattr(client, "session"):
+            client.session = requests.Session()
         start = time.perf_counter()
-        answer = requests.post(f"http://127.0.0.1:{port}/predict", files={"images": Path(image).read_bytes()},
-                               headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
+        answer = client.session.post(f"http://127.0.0.1:{port}/predict", files={"images": Path(image).read_bytes()},
+                                     headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
         answer.raise_for_status()
         return len(answer.json()["results"][0]["faces"]), time.perf_counter() - start
 

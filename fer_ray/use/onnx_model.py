@@ -55,6 +55,8 @@ class OnnxModel:
             raise OnnxError(f"{name}: needs the package onnxruntime: {EXTRA}") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # its threads wait for the next batch without computing, since the cores have faces to find meanwhile
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; warnings are about the graph, which users cannot change
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
