@@ -26,6 +26,10 @@ TREATMENTS = (
     (r"python scripts/(bench_\w+|measure_labels|measure_recipe)\.py", "arguments", "it measures for many minutes"),
     (r"python jobs/paper\.py ", "options", "it takes many minutes; tests/cluster/test_paper.py runs a smaller one"),
     (r"python jobs/audit\.py --labels", "options", "tests/cluster/test_evaluation.py runs it in the same way"),
+    (r"python jobs/predict\.py .*--predict\.annotate", "options", "tests/cluster/test_predict.py runs it likewise"),
+    (r"python jobs/(crossval|compare)\.py .*backbone", "options", "README.md has the same job, which is run"),
+    (r"python jobs/(prepare|train)\.py .*fer5", "options", "a pipeline of README.md takes these steps, and is run"),
+    (r"python jobs/train\.py --prepared", "options", "tests/cluster/test_training.py runs it in the same way"),
     (r"(python jobs/\w+\.py|fer_ray \w+)$", "help", "the text names the verb; alone it has no data"),
     (r"(RAY_ADDRESS=auto )?(python|bash|fer_ray) ", "run", ""),
 )

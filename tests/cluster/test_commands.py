@@ -28,12 +28,11 @@ from fer_ray import options
 from fer_ray.data import drawn_face
 from fer_ray.data.manifest import EXPRESSIONS
 
+# Options that make every command small.
 SMALL = ("--train.backbone tiny --train.weights none --train.epochs 1 --train.batch_size 16 "
          "--train.lr 0.01 --train.schedule constant --protocol.repeats 3 "
          "--compare.backbones [tiny,timm:test_vit] --tune.num_trials 2 --tune.max_epochs 1 "
          "--data.sample.subjects 3 --evaluate.floor false")
-# What a command needs beside what stands in it, as the text around it says.
-MORE = {"python jobs/compare.py --config FILE": "--data.root faces"}
 # The same job in other words. Each start of a job costs the tests several seconds.
 SAME = {"bash scripts/quickstart.sh": "python jobs/pipeline.py --config jobs/configs/quickstart.yaml",
         "RAY_ADDRESS=auto python jobs/pipeline.py --config jobs/configs/quickstart.yaml":
@@ -93,18 +92,13 @@ def test_it_runs_as_it_is_written(command, clone):
     words = shlex.split(text)
     if words[0] == "python" and words[1].startswith("jobs/") and words[1] not in OWN_PROCESS and "--help" not in words:
         done = run_job(Path(words[1]).stem, *words[2:], cwd=clone.folder, FER_DATA="faces",
-                       FER_RAY_OPTIONS=small(text))
+                       FER_RAY_OPTIONS=SMALL)
     else:
         done = run(text, clone)
     assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
     result = re.findall(r"^result: (.+)$", done.stdout, re.M)
     assert "jobs/" not in text or "--help" in text or len(result) == 1, done.stdout
     assert all((clone.folder / path).exists() for path in result), result
-
-
-def small(text: str) -> str:
-    """The options that make a command small."""
-    return " ".join([SMALL, *(more for words, more in MORE.items() if text.startswith(documented.fill_in(words)))])
 
 
 def resolved(text: str) -> object:
@@ -114,7 +108,7 @@ def resolved(text: str) -> object:
         return text
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(documented.REPO)
-        return words[1], repr(options.absolute(options.load([*words[2:], *shlex.split(small(text))])))
+        return words[1], repr(options.absolute(options.load([*words[2:], *shlex.split(SMALL)])))
 
 
 def run(text: str, clone: SimpleNamespace) -> subprocess.CompletedProcess[str]:
@@ -125,7 +119,7 @@ def run(text: str, clone: SimpleNamespace) -> subprocess.CompletedProcess[str]:
             stack.enter_context(ray_on(2))
             shell = joining()
         return subprocess.run(["bash", "-c", text], cwd=clone.folder, capture_output=True, text=True, timeout=400,
-                              env=shell | clone.shell | {"FER_RAY_OPTIONS": small(text)})
+                              env=shell | clone.shell | {"FER_RAY_OPTIONS": SMALL})
 
 
 def test_nothing_was_written_elsewhere(clone):
