@@ -14,6 +14,7 @@ from PIL import Image
 from preparing import content, new_image, prepared, set_with_split
 
 from fer_ray import storage
+from fer_ray.config import Config
 from fer_ray.data import crops, manifest, prepare, prepared_set, provenance
 from fer_ray.data.sources import read_manifest
 from fer_ray.data_config import FacesConfig, SplitConfig
@@ -31,6 +32,10 @@ def flip(file: Path) -> None:
     file.write_bytes(whole)
 
 
+def folder_of(config: Config) -> Path:
+    return Path(config.storage) / "prepared" / config.name
+
+
 def file_of(folder: Path, name: str) -> Path:
     return sorted(folder.glob("images/part-00001-*"))[0] if name == "part" else folder / name
 
@@ -38,24 +43,22 @@ def file_of(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip])
 @pytest.mark.parametrize("name", ["part", "index.parquet", "rejected.parquet", "leaks.parquet", "conflicts.parquet",
                                   "contents.parquet"])
-def test_prepare_makes_again_exactly_what_is_damaged(config, cropped, name, damage):
-    folder = prepared(config)
+def test_prepare_makes_again_exactly_what_is_damaged(copied, cropped, name, damage):
+    folder = folder_of(copied)
     before = content(folder)
     damage(file_of(folder, name))
-    cropped.clear()
-    prepared(config)
-    rows = provenance.deal(read_manifest(config.data, config.split.by).rows)
+    prepared(copied)
+    rows = provenance.deal(read_manifest(copied.data, copied.split.by).rows)
     of_part = [Path(image).name for image in rows["image"][rows["number"] == 1]] if name == "part" else []
     assert cropped == of_part and content(folder) == before
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut])
-def test_a_damaged_summary_is_made_again(config, cropped, damage):
-    folder = prepared(config)
+def test_a_damaged_summary_is_made_again(copied, cropped, damage):
+    folder = folder_of(copied)
     before = content(folder)
     damage(folder / "prepared.json")
-    cropped.clear()
-    prepared(config)
+    prepared(copied)
     assert cropped == [] and content(folder) == before
 
 
@@ -71,8 +74,8 @@ READERS = {
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip])
 @pytest.mark.parametrize("name", READERS)
-def test_readers_name_the_file_and_the_command(config, name, damage):
-    folder = prepared(config)
+def test_readers_name_the_file_and_the_command(copied, name, damage):
+    folder = folder_of(copied)
     if name == "prepared.json" and damage is flip:
         damage = cut
     damage(file_of(folder, name))
@@ -80,8 +83,8 @@ def test_readers_name_the_file_and_the_command(config, name, damage):
         READERS[name](str(folder))
 
 
-def test_a_damaged_split_beside_the_first_is_made_again(config):
-    folder = set_with_split(config)
+def test_a_damaged_split_beside_the_first_is_made_again(copied):
+    folder = set_with_split(copied)
     other, = (folder / "splits").iterdir()
     before = content(folder)
     for name in ("index.parquet", "prepared.json"):
@@ -114,12 +117,12 @@ def test_whatever_bit_of_a_part_flips_no_reader_fails_otherwise(tmp_path_factory
 # --- storage that fails --------------------------------------------------------------------------------------
 
 
-def test_parts_of_killed_writers_are_swept(config):
-    folder = prepared(config)
+def test_parts_of_killed_writers_are_swept(copied):
+    folder = folder_of(copied)
     for left in (folder / f"index.parquet.{'0' * 32}.part", folder / f"images/part-00001.parquet.{'a' * 32}.part"):
         left.write_bytes(b"half")
         os.utime(left, (0, 0))
-    prepared(config)
+    prepared(copied)
     assert not list(folder.rglob("*.part"))
 
 

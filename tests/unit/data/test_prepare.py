@@ -134,13 +134,13 @@ def test_until_the_new_set_is_complete_the_old_one_is_there(config, monkeypatch)
     assert content(folder).items() >= before.items()
 
 
-def test_files_whose_size_and_time_stayed_are_not_read(config, monkeypatch):
-    prepared(config)
-    data = read_manifest(config.data, config.split.by)
+def test_files_whose_size_and_time_stayed_are_not_read(copied, monkeypatch):
+    prepared(copied)
+    data = read_manifest(copied.data, copied.split.by)
     monkeypatch.setattr(storage, "stat", lambda uri: pytest.fail(f"a request for {uri}"))
     monkeypatch.setattr(pixels, "read", lambda image: pytest.fail(f"{image} was read"))
     monkeypatch.setattr(prepared_set, "verifies", lambda *_: True)
-    prepare.prepare(config, data)
+    prepare.prepare(copied, data)
 
 
 def test_a_set_on_s3_has_the_parts_of_a_local_one_and_keeps_them(config, cropped, monkeypatch):
@@ -161,42 +161,42 @@ def test_a_set_on_s3_has_the_parts_of_a_local_one_and_keeps_them(config, cropped
 # --- nothing is deleted without being asked ----------------------------------------------------------------
 
 
-def test_other_options_are_refused_by_their_keys(config, cropped):
-    folder = set_with_split(config)
+def test_other_options_are_refused_by_their_keys(copied, cropped):
+    folder = set_with_split(copied)
     before = content(folder)
-    other = dataclasses.replace(config, faces=dataclasses.replace(config.faces, enlarge=0.4, min_neighbors=3))
+    other = dataclasses.replace(copied, faces=dataclasses.replace(copied.faces, enlarge=0.4, min_neighbors=3))
     with pytest.raises(manifest.DataError, match="enlarge was 0.2 and is 0.4; faces.min_neighbors was 5 and is 3"):
         prepared(other)
     with pytest.raises(manifest.DataError, match="faces.gray was True and is False"):
-        prepared(dataclasses.replace(config, faces=dataclasses.replace(config.faces, gray=False)))
+        prepared(dataclasses.replace(copied, faces=dataclasses.replace(copied.faces, gray=False)))
     assert content(folder) == before
     prepared(dataclasses.replace(other, prepared="beside"))
     assert content(folder) == before
 
 
-def test_another_split_or_label_needs_no_crop(config, cropped):
-    folder = prepared(config)
+def test_another_split_or_label_needs_no_crop(copied, cropped):
+    folder = prepared(copied)
     before = content(folder)
     cropped.clear()
-    prepared(dataclasses.replace(config, split=SplitConfig(seed=4)))
+    prepared(dataclasses.replace(copied, split=SplitConfig(seed=4)))
     after = content(folder)
     assert cropped == [] and before["index.parquet"] != after["index.parquet"]
     with pytest.raises(manifest.DataError):  # a split that cannot be leaves the one that is there
-        prepared(dataclasses.replace(config, split=SplitConfig(folds=40)))
+        prepared(dataclasses.replace(copied, split=SplitConfig(folds=40)))
     assert content(folder) == after
 
 
-def test_a_set_of_an_older_version_is_refused_and_left(config, cropped):
-    folder = prepared(config)
+def test_a_set_of_an_older_version_is_refused_and_left(copied, cropped):
+    folder = prepared(copied)
     summary = storage.read_json(str(folder / "prepared.json"))
     storage.write_json(str(folder / "prepared.json"), summary | {"schema_version": 5})
     before = content(folder)
     with pytest.raises(manifest.DataError, match="another version.*--replace"):
-        prepared(config)
+        prepared(copied)
     with pytest.raises(manifest.DataError, match="format 5, this one reads 9.*--replace"):
         prepared_set.read_index(str(folder))
     assert content(folder) == before
-    prepared(dataclasses.replace(config, replace=True))
+    prepared(dataclasses.replace(copied, replace=True))
     assert len(prepared_set.read_index(str(folder))) == 30
 
 
