@@ -92,7 +92,7 @@ class TrainConfig:
     as in the paper; or `strong`, with rotations of up to 12 degrees, another size, another light and hidden parts."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the forward pass; `auto`: bf16 on GPUs that have it, else fp32. Processors need AVX-512 for
-    bf16, and are faster with it if they have its own instructions (AVX512_BF16, AMX)."""
+    bf16; of those with its own instructions (AVX512_BF16, AMX) some are faster with it and some slower."""
     compile: bool = False
     """Compile the network (torch.compile), which starts slowly and then runs faster on GPUs."""
     patience: AtLeast1 = 10
