@@ -68,7 +68,7 @@ def run(root: Path, name: str, formats: list) -> list[dict]:
                     evaluate=EvaluateConfig(batch_size=2))
     arguments = config, f"{root}/prepared/one", f"{root}/checkpoint"
     export.check(*arguments)
-    return list(export.export_checkpoint(*arguments, threads=2))
+    return list(export.export_checkpoint(*arguments, threads=1))
 
 
 @pytest.fixture(scope="module")
