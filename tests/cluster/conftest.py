@@ -137,7 +137,11 @@ def joining() -> dict[str, str]:
     """For a process that joins the Ray of the tests, which runs (`ray_on`)."""
     import ray
 
-    return environment(RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    address = ray.get_runtime_context().gcs_address
+    # Ray replaces a loopback address by the machine's own, where a Ray that listens on loopback only does not answer.
+    # Ours does so unless something has imported ray before `connect`, as other test files may have.
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if address.startswith("127.") else {}
+    return environment(RAY_ADDRESS=address, **loopback)
 
 
 def environment(**more: str) -> dict[str, str]:

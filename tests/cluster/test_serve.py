@@ -170,9 +170,6 @@ def test_the_page_shows_faces_of_the_camera_and_of_pictures(served, browser, tmp
     tab.get_by_label("Choose pictures").set_input_files(pictures)
     tab.get_by_text("2 faces in 2 pictures.").wait_for(timeout=30_000)
     tab.get_by_role("button", name=re.compile("Face 2: ")).press("Enter")
-    other = tab.get_by_role("button", name=re.compile("Face 1: "))
-    label, frame = other.locator("span").bounding_box(), other.bounding_box()
-    assert label["width"] <= frame["width"] + 6  # else it covers the label of a face beside
     assert tab.get_by_text("face 2 of 2").is_visible() and tab.get_by_text("not an image").is_visible()
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert hosts <= {"ours", "data", "blob"} and all("422" in message for message in messages)
