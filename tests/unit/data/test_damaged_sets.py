@@ -14,7 +14,6 @@ from PIL import Image
 from preparing import content, new_image, prepared, set_with_split
 
 from fer_ray import storage
-from fer_ray.config import Config
 from fer_ray.data import crops, manifest, prepare, prepared_set, provenance
 from fer_ray.data.sources import read_manifest
 from fer_ray.data_config import FacesConfig, SplitConfig
@@ -32,10 +31,6 @@ def flip(file: Path) -> None:
     file.write_bytes(whole)
 
 
-def folder_of(config: Config) -> Path:
-    return Path(config.storage) / "prepared" / config.name
-
-
 def file_of(folder: Path, name: str) -> Path:
     return sorted(folder.glob("images/part-00001-*"))[0] if name == "part" else folder / name
 
@@ -44,7 +39,7 @@ def file_of(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", ["part", "index.parquet", "rejected.parquet", "leaks.parquet", "conflicts.parquet",
                                   "contents.parquet"])
 def test_prepare_makes_again_exactly_what_is_damaged(copied, cropped, name, damage):
-    folder = folder_of(copied)
+    folder = Path(prepared_set.uri_of(copied))
     before = content(folder)
     damage(file_of(folder, name))
     prepared(copied)
@@ -55,7 +50,7 @@ def test_prepare_makes_again_exactly_what_is_damaged(copied, cropped, name, dama
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut])
 def test_a_damaged_summary_is_made_again(copied, cropped, damage):
-    folder = folder_of(copied)
+    folder = Path(prepared_set.uri_of(copied))
     before = content(folder)
     damage(folder / "prepared.json")
     prepared(copied)
@@ -75,7 +70,7 @@ READERS = {
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip])
 @pytest.mark.parametrize("name", READERS)
 def test_readers_name_the_file_and_the_command(copied, name, damage):
-    folder = folder_of(copied)
+    folder = Path(prepared_set.uri_of(copied))
     if name == "prepared.json" and damage is flip:
         damage = cut
     damage(file_of(folder, name))
@@ -118,7 +113,7 @@ def test_whatever_bit_of_a_part_flips_no_reader_fails_otherwise(tmp_path_factory
 
 
 def test_parts_of_killed_writers_are_swept(copied):
-    folder = folder_of(copied)
+    folder = Path(prepared_set.uri_of(copied))
     for left in (folder / f"index.parquet.{'0' * 32}.part", folder / f"images/part-00001.parquet.{'a' * 32}.part"):
         left.write_bytes(b"half")
         os.utime(left, (0, 0))
