@@ -33,8 +33,8 @@ SETTINGS = {
     # Tune would answer Ctrl-C with the result of half a search.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Train's controller takes the workers' reports each time it polls. By default that is every 2 s, for which short
-    # epochs wait; every 0.2 s would cost a few percent of two cores.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
+    # epochs and the end wait; every 0.2 s would cost a few percent of two cores.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Train's watcher tells the loop that a node will be taken away. Ours does not ask: each group would start one more
     # process. A worker that dies with its node is told from one that fails without it, too.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

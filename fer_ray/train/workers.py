@@ -7,6 +7,7 @@ which after a kill name folders that are gone, or miss folders that are there.
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,9 @@ from fer_ray.train.job import TrainJob
 
 if TYPE_CHECKING:
     import torch
+
+
+GROUP_TIMEOUT = datetime.timedelta(minutes=30)  # that a worker waits for another: as Ray Train's own
 
 
 class TrainingError(UserError):
@@ -129,7 +133,7 @@ def run_group(job: TrainJob, callbacks: list | None = None) -> None:
     Raises: TrainingError; as `inputs.load_start_state`.
     """
     import ray.train
-    import ray.train.torch
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     # Ray Train has two versions of these classes, and the environment chooses: for a type checker they are both
     train: Any = ray.train
@@ -140,9 +144,21 @@ def run_group(job: TrainJob, callbacks: list | None = None) -> None:
     # a range lets Ray Train go on with fewer workers when nodes are lost
     number = (settings.min_workers, settings.num_workers) if settings.min_workers else settings.num_workers
 
-    class Trainer(train.torch.TorchTrainer):
+    class Trainer(DataParallelTrainer):
+        """As TorchTrainer, without what takes seconds at the start.
+
+        Ray's `TorchConfig` imports torch into this process, and once more into the controller that waits for it;
+        `RayTrainWorker` sets up torch's process group instead.
+        """
+
         def _register_sigint_handler(self, controller) -> None:
             """Leave Ctrl-C to the command: Ray Train's handler ends it with exit code 1 and without a word."""
+
+        def _create_default_callbacks(self) -> list:
+            """Without the one that starts a process for data sets of Ray Train: our workers read their own."""
+            from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     trainer = Trainer(
         fit_in_group, train_loop_config={"job": job, "keep_first": bool(callbacks)},
@@ -180,15 +196,36 @@ class RayTrainWorker:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self._join_group()
         self.keeper = Keeper(job.run, job.config.train) if self.rank == 0 else None
         self.keep_first = keep_first
 
+    def _join_group(self) -> None:
+        """Set up torch's process group, over which the workers exchange gradients."""
+        import ray.util
+        import torch
+        import torch.distributed as dist
+        from ray.train.collective import broadcast_from_rank_zero
+
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        store = address = None
+        if self.rank == 0:
+            host = ray.util.get_node_ip_address()
+            store = dist.TCPStore(host, 0, self.world, is_master=True, wait_for_workers=False)
+            address = host, store.port
+        host, port = broadcast_from_rank_zero(address)
+        store = store or dist.TCPStore(host, port, self.world)
+        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", store=store, rank=self.rank,
+                                world_size=self.world, timeout=GROUP_TIMEOUT)
+
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """The network in DDP."""
-        import ray.train.torch
+        import torch
 
         # buffers: the loop averages them before they are used (`loop.average_buffers`)
-        return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
+        return torch.nn.parallel.DistributedDataParallel(
+            model, device_ids=[self.device] if self.device.type == "cuda" else None, broadcast_buffers=False)
 
     def report(self, numbers: dict | None, checkpoint: str | None) -> None:
         """Keep both while training goes on; tell Ray Train the numbers of an epoch, which waits for all workers."""
