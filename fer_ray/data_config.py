@@ -181,6 +181,6 @@ class SplitConfig:
     folds: AtLeast0 = 0
     """Cross-validation: number of folds, at least 3; 0: one split of 80/10/10 %."""
     fold: AtLeast0 = 0
-    """The fold, counted from 0, that is the test split; the next one is val."""
+    """The fold, counted from 0, that is the test split; val is about a tenth of all images, from the next one."""
     seed: Seed = 0
     """Seed of the split; the same seed gives the same split whatever the order of files."""

@@ -49,7 +49,7 @@ def prepare(config: Config, data: manifest.Manifest) -> str:
     parts, missing = provenance.plan(wanted, stored)
     sources = _digest(SCHEMA_VERSION, to_dict(config.faces), data.rejected.to_pylist(),
                       data.rows.drop_columns(list(manifest.FILE_COLUMNS)).to_pylist())
-    request = _digest(sources, data.ledger, to_dict(config.split))
+    request = _digest(sources, data.ledger, _identity(config.split))
     if not missing and prepared_set.is_up_to_date(uri, request, parts.values()):
         now = provenance.contents_of(wanted)
         if contents is None or not contents.equals(now):
@@ -117,7 +117,7 @@ def resplit(uri: str, split: SplitConfig, without: Collection[str] = ()) -> str:
     Raises: manifest.DataError as `prepare`; storage.DamagedError; storage.StorageError.
     """
     base = prepared_set.read_summary(uri)
-    request = _digest(base["images"], dataclasses.asdict(split), sorted(without))
+    request = _digest(base["images"], _identity(split), sorted(without))
     fold = f"-fold{split.fold}of{split.folds}" if split.folds else ""
     target = storage.join(uri, "splits", f"{split.by}-seed{split.seed}{fold}" + ("-without" if without else ""))
     storage.remove_abandoned(target)
@@ -265,12 +265,17 @@ def tell_several(index: pd.DataFrame) -> list[str]:
             for dataset, number in index.loc[index["several"], "dataset"].value_counts(sort=False).items()]
 
 
+def _identity(split: SplitConfig) -> dict:
+    """What must be the same for a split that is there to be the one asked for."""
+    return to_dict(split) | ({"version": splits.FOLDS_VERSION} if split.folds else {})
+
+
 def _split(index: pd.DataFrame, split: SplitConfig) -> pd.DataFrame:
     """The index with the columns `split` and, in cross-validation, `fold`."""
     if not split.folds:
         return index.assign(split=splits.assign(index, by=split.by, seed=split.seed))
     fold = splits.folds(index, split.by, split.folds, split.seed)
-    return index.assign(fold=fold, split=splits.of_fold(fold, split.fold))
+    return index.assign(fold=fold, split=splits.of_fold(index, split.by, fold, split.fold, split.seed))
 
 
 def _write_split(uri: str, index: pd.DataFrame, rejected: pd.DataFrame, summary: dict, split: SplitConfig) -> None:

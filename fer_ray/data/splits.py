@@ -15,6 +15,8 @@ from fer_ray.data.manifest import DataError
 
 SPLITS = ("train", "val", "test")
 
+FOLDS_VERSION = 2  # another way to make splits of folds makes another number
+VAL_SHARE = 0.1  # of all rows, in cross-validation
 MIN_GROUPS = 3  # what so many groups hold can be in all three splits
 ARRANGEMENTS = 200  # of folds to splits that are tried
 # A group of a source that val or test lacks is moved there unless that makes the split larger than so many times its
@@ -68,10 +70,22 @@ def folds(rows: pd.DataFrame, by: str, num_folds: int, seed: int = 0) -> np.ndar
     return _folds(groups, num_folds, seed)[groups.of_row]
 
 
-def of_fold(fold: np.ndarray, test: int) -> np.ndarray:
-    """The split of every row when fold `test` is the test split: the next fold is val, the others train. str [N]."""
+def of_fold(rows: pd.DataFrame, by: str, fold: np.ndarray, test: int, seed: int = 0) -> np.ndarray:
+    """The split of every row when fold `test` is the test split, str [N].
+
+    Val is about a tenth of all rows, as without folds, and lies in the next fold: the rest of that fold trains with
+    the others.
+
+    `fold`: of `folds` with the same `by` and `seed`.
+    """
     num_folds = int(fold.max()) + 1
-    return np.where(fold == test, "test", np.where(fold == (test + 1) % num_folds, "val", "train"))
+    following = np.flatnonzero(fold == (test + 1) % num_folds)
+    groups = _grouped(rows.iloc[following], by, 1)
+    parts = min(round(1 / (VAL_SHARE * num_folds)), len(groups.sizes))
+    part = _folds(groups, parts, seed)[groups.of_row] if parts > 1 else np.zeros(len(following), int)
+    split = np.where(fold == test, "test", "train")
+    split[following[part == 0]] = "val"
+    return split
 
 
 def remarks(rows: pd.DataFrame, by: str) -> list[str]:

@@ -133,6 +133,7 @@ def run_group(job: TrainJob, callbacks: list | None = None) -> None:
     Raises: TrainingError; as `inputs.load_start_state`.
     """
     import ray.train
+    from ray.train.backend import Backend, BackendConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     # Ray Train has two versions of these classes, and the environment chooses: for a type checker they are both
@@ -143,6 +144,14 @@ def run_group(job: TrainJob, callbacks: list | None = None) -> None:
     needs = resources.worker_resources(ray.cluster_resources(), settings, resources.has_autoscaler(ray.nodes()))
     # a range lets Ray Train go on with fewer workers when nodes are lost
     number = (settings.min_workers, settings.num_workers) if settings.min_workers else settings.num_workers
+
+    class Visible(Backend):
+        """As TorchTrainer's: a worker sees all GPUs of its node that the group has, for NCCL to copy between them."""
+
+        share_cuda_visible_devices = True
+
+    class VisibleConfig(BackendConfig):
+        backend_cls = Visible
 
     class Trainer(DataParallelTrainer):
         """As TorchTrainer, without what takes seconds at the start.
@@ -161,7 +170,7 @@ def run_group(job: TrainJob, callbacks: list | None = None) -> None:
             return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     trainer = Trainer(
-        fit_in_group, train_loop_config={"job": job, "keep_first": bool(callbacks)},
+        fit_in_group, train_loop_config={"job": job, "keep_first": bool(callbacks)}, backend_config=VisibleConfig(),
         scaling_config=train.ScalingConfig(num_workers=number, use_gpu=settings.device == "cuda",
                                            resources_per_worker=needs),
         run_config=train.RunConfig(
@@ -179,11 +188,14 @@ def run_group(job: TrainJob, callbacks: list | None = None) -> None:
 
 def fit_in_group(arguments: dict) -> None:
     """The loop, on a worker of Ray Train. `arguments`: those of `RayTrainWorker`."""
+    from torch import distributed as dist
+
     from fer_ray.train import loop
 
     worker = RayTrainWorker(**arguments)
     loop.fit(arguments["job"], worker)
     worker.finish()
+    dist.destroy_process_group()
 
 
 class RayTrainWorker:

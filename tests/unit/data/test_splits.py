@@ -163,12 +163,39 @@ def test_ten_folds_by_subject_never_overlap_and_cover_everything(num_subjects, s
     assert rows.assign(fold=fold).groupby("subject")["fold"].nunique().max() == 1
     tested = np.zeros(len(rows), int)
     for k in range(10):
-        split = splits.of_fold(fold, k)
+        split = splits.of_fold(rows, "subject", fold, k, seed)
         tested += split == "test"
         by_split = {s: set(rows.subject[split == s]) for s in splits.SPLITS}
         assert not by_split["train"] & by_split["test"] and not by_split["val"] & by_split["test"]
         assert all(by_split.values())
     assert (tested == 1).all()
+
+
+@pytest.mark.parametrize(("num_folds", "num_people", "val"), [
+    (3, 60, 1 / 9), (5, 60, 0.1), (10, 60, 0.1), (20, 60, 0.05),  # a fold is a twentieth, and no more than one is val
+    (5, 5, 0.2)])  # a fold is one person, whom nothing parts
+def test_val_is_a_tenth_however_many_folds_and_train_has_the_rest(num_folds, num_people, val):
+    rows = people(num_people, 1).assign(expression="fear")
+    fold = splits.folds(rows, "subject", num_folds)
+    for k in range(num_folds):
+        split = pd.Series(splits.of_fold(rows, "subject", fold, k))
+        of_person = rows.assign(split=split).groupby("subject")["split"]
+        assert of_person.nunique().max() == 1
+        assert (of_person.first() == "val").mean() == pytest.approx(val, abs=0.06)
+        assert set(split[fold != k]) == {"train", "val"} and (split[fold == k] == "test").all()
+        assert set(fold[split == "val"]) == {(k + 1) % num_folds}
+
+
+@given(st.integers(8, 40), st.integers(0, 1000))
+def test_order_of_rows_does_not_matter_to_the_splits_of_a_fold(num_subjects, seed):
+    rows = people(num_subjects, seed)
+    shuffled = rows.sample(frac=1, random_state=seed)
+
+    def split(table: pd.DataFrame) -> pd.Series:
+        fold = splits.folds(table, "subject", 4, 1)
+        return pd.Series(splits.of_fold(table, "subject", fold, 2, 1), index=table.index)
+
+    assert (split(shuffled).sort_index() == split(rows)).all()
 
 
 def test_the_official_split_is_kept_and_completed():
