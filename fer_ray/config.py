@@ -77,6 +77,9 @@ class TrainConfig:
     """Largest norm of the gradient; longer ones are clipped. 0: none is."""
     label_smoothing: BelowOne = 0.1
     """Part of the target probability that is spread over all classes."""
+    mixup: NotNegative = 0.0
+    """Both parameters of the Beta distribution by whose draws pairs of images and their labels are mixed (Zhang et al.
+    2018), a draw a step; 0: none."""
     average: BelowOne = 0.99
     """Validate, keep and use a moving average of the weights, of which a step leaves this part (EMA); 0: none."""
     flip_average: bool = True

@@ -118,6 +118,7 @@ def fit(job: TrainJob, worker: Worker) -> None:
         steps = train_data.train_steps(epoch, settings.batch_size, first, settings.sampling)
         for step, (images, labels) in enumerate(clock.time_waits(steps), start=first):
             torch.manual_seed(hash((settings.seed, epoch, step, rank)) % 2**63)  # of dropout
+            np.random.seed(hash((settings.seed, epoch, step)) % 2**32)  # of mixup
             loss = train_step(stepped, optimizer, train_data.to_input(images, device),
                               batches.to_device(labels, device), class_weights, batch_size / world, settings, autocast)
             average.update()
@@ -170,8 +171,11 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images:
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=images.device)
     no_sync: Any = getattr(model, "no_sync", None)  # of DDP; a compiled network passes on what it wraps
-    parts = list(zip(images.chunk(settings.micro_batches), labels.chunk(settings.micro_batches), strict=True))
-    for number, (inputs, targets) in enumerate(parts, start=1):
+    share_of_first = float(np.random.beta(settings.mixup, settings.mixup)) if settings.mixup else 1.0
+    others = labels.flip(0)
+    images = share_of_first * images + (1 - share_of_first) * images.flip(0) if settings.mixup else images
+    parts = list(zip(images.chunk(settings.micro_batches), labels.chunk(settings.micro_batches), others.chunk(settings.micro_batches), strict=True))
+    for number, (inputs, targets, second) in enumerate(parts, start=1):
         # several workers exchange their gradients once, with the last part
         with no_sync() if no_sync and number < len(parts) else contextlib.nullcontext():
             with autocast:
@@ -179,7 +183,12 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images:
             # Weights given to cross_entropy itself would also share out what is smoothed: most to the rarest class.
             losses = F.cross_entropy(logits.float(), targets, reduction="none",
                                      label_smoothing=settings.label_smoothing)
-            ((losses * class_weights[targets]).sum() / share).backward()
+            weighed = share_of_first * (losses * class_weights[targets]).sum()
+            if settings.mixup:
+                losses = F.cross_entropy(logits.float(), second, reduction="none",
+                                         label_smoothing=settings.label_smoothing)
+                weighed = weighed + (1 - share_of_first) * (losses * class_weights[second]).sum()
+            (weighed / share).backward()
         total += F.cross_entropy(logits.detach().float(), targets, reduction="sum")
     if settings.clip_norm:
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
