@@ -30,7 +30,6 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "averaged weights": (["--train.average", "0"], ["--train.average", "0.99"]),
     "mirror images": (["--train.flip_average", "false"], ["--train.flip_average", "true"]),
     "class weights": (["--train.class_weights", "none"], ["--train.class_weights", "sqrt"]),
-    "mixup": (["--train.mixup", "0"], ["--train.mixup", "0.2"]),
     "grey crops": (["--faces.gray", "false"], ["--faces.gray", "true"]),
 }
 NONE, ALL = "none of them", "all"

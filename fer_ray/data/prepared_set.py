@@ -23,13 +23,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import os
-import threading
 
 import cv2
 import numpy as np
