@@ -221,13 +221,12 @@ class RayTrainWorker:
 
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        store = address = None
         if self.rank == 0:
             host = ray.util.get_node_ip_address()
-            store = dist.TCPStore(host, 0, self.world, is_master=True, wait_for_workers=False)
-            address = host, store.port
-        host, port = broadcast_from_rank_zero(address)
-        store = store or dist.TCPStore(host, port, self.world)
+            store = dist.TCPStore(host, 0, self.world, is_master=True, wait_for_workers=False)  # on a free port
+            broadcast_from_rank_zero((host, store.port))
+        else:
+            store = dist.TCPStore(*broadcast_from_rank_zero(None), self.world)
         dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", store=store, rank=self.rank,
                                 world_size=self.world, timeout=GROUP_TIMEOUT)
 
