@@ -276,17 +276,18 @@ def _folds_to_splits(fold: np.ndarray, groups: _Groups, fractions: tuple[float, 
     classes = [np.bincount(fold[holders], minlength=num_folds) > 0 for holders in groups.expressions.T]
     sizes = np.bincount(fold, groups.sizes)
 
-    def cost(split: np.ndarray) -> tuple[int, int, int, float]:
-        absent = [sum(not (split[folds] == part).any() for folds in classes) for part in range(len(SPLITS))]
-        return _num_open(demands, split), absent[2], absent[1], _deviation(split, sizes, fractions)
-
     rng = np.random.default_rng(seed)
-    return min((rng.permutation(split_of_fold) for _ in range(ARRANGEMENTS)), key=cost)[fold]
+    arrangements = np.stack([rng.permutation(split_of_fold) for _ in range(ARRANGEMENTS)])
+    absent_in_val, absent_in_test = (_num_open([(folds, part) for folds in classes], arrangements) for part in (1, 2))
+    deviations = [_deviation(split, sizes, fractions) for split in arrangements]
+    best = np.lexsort((deviations, absent_in_val, absent_in_test, _num_open(demands, arrangements)))[0]  # last first
+    return arrangements[best][fold]
 
 
-def _num_open(demands: list[tuple[np.ndarray, int]], split: np.ndarray) -> int:
-    """How many demands a split leaves open."""
-    return sum(not (split[holders] == part).any() for holders, part in demands)
+def _num_open(demands: list[tuple[np.ndarray, int]], splits: np.ndarray) -> np.ndarray:
+    """How many demands a split leaves open; of splits [..., G], an array [...]."""
+    return sum((~(splits[..., holders] == part).any(-1) for holders, part in demands),
+               start=np.zeros(splits.shape[:-1], int))
 
 
 def _shares(split: np.ndarray, sizes: np.ndarray) -> np.ndarray:
