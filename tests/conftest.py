@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine makes single examples slow by chance; failures must come from the code alone.
-settings.register_profile("fer_ray", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("fer_ray", deadline=None, derandomize=True, max_examples=15)
 settings.load_profile("fer_ray")
 
 # The commands of these files start Rays of their own.
@@ -37,17 +37,19 @@ def pytest_collection_modifyitems(items):
 
     A start of Ray takes as long as a test. Where pytest-xdist runs several processes, one of them has the tests that
     share a Ray and another those that start their own, since these would end and start the shared one again and again.
-    The rest goes where a process is free.
+    The other files go where a process is free, each as a whole, since what a fixture makes for a file takes seconds.
     """
     def rank(item) -> int:
         groups = [mark.args[0] for mark in item.iter_markers("xdist_group")]
-        return {"shared": 0, "own": 1}[groups[0]] if groups else 2
+        return {"shared": 0, "own": 1}.get(groups[0], 2)
 
     for item in items:
         if item.path.parent == Path(__file__).parent / "cluster":
             item.add_marker("cluster")
             own = item.path.stem in OWN_RAY or item.get_closest_marker("nodes")
             item.add_marker(pytest.mark.xdist_group("own" if own else "shared"))
+        else:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(Path(__file__).parent))))
     items.sort(key=rank)
 
 

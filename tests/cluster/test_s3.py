@@ -25,9 +25,11 @@ import s3
 from cluster.conftest import REPO, command, environment
 from preparing import in_this_process, prepared
 
+from fer_ray import options, storage
 from fer_ray.config import Config
 from fer_ray.data import prepare
 from fer_ray.data.manifest import EXPRESSIONS
+from fer_ray.data.sources import read_manifest
 from fer_ray.data_config import DataConfig, SourceConfig
 
 STORAGE, RAW = "s3://bucket/work", "s3://bucket/raw"
@@ -143,15 +145,16 @@ def test_both_nodes_crop_and_the_parts_are_those_of_a_local_run(ran, tmp_path, m
 
 
 @pytest.mark.parametrize("group", cases.GROUPS)
-def test_of_each_case_in_a_bucket_comes_what_was_put_in(ran, tmp_path, group):
+def test_of_each_case_in_a_bucket_comes_what_was_put_in(ran, tmp_path, monkeypatch, group):
     for name, case in cases.usable(group, links=False).items():
         case.build(tmp_path / group / name)
     upload(tmp_path, ran.port, "cases")
-    done = run(command("prepare", *cases.options(group, "s3://bucket/cases", links=False), "--storage", STORAGE),
-               ran.root, ran.shell)
-    assert done.returncode == 0, done.stdout + done.stderr
-    index, rejected = (pd.read_parquet(io.BytesIO(read(ran.shell, f"{STORAGE}/prepared/{group}/{name}.parquet")))
-                       for name in ("index", "rejected"))
+    monkeypatch.setattr(prepare, "_on_workers", in_this_process)  # what workers do is the same as of a folder
+    with s3.in_this_process(ran.port):
+        config = options.load([*cases.options(group, "s3://bucket/cases", links=False), "--storage", STORAGE])
+        uri = prepare.prepare(config, read_manifest(config.data, config.split.by))
+        index, rejected = (pd.read_parquet(io.BytesIO(storage.read_bytes(f"{uri}/{name}.parquet")))
+                           for name in ("index", "rejected"))
     cases.check(group, index, rejected, links=False)
 
 
