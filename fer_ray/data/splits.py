@@ -279,7 +279,7 @@ def _folds_to_splits(fold: np.ndarray, groups: _Groups, fractions: tuple[float, 
     rng = np.random.default_rng(seed)
     arrangements = np.stack([rng.permutation(split_of_fold) for _ in range(ARRANGEMENTS)])
     absent_in_val, absent_in_test = (_num_open([(folds, part) for folds in classes], arrangements) for part in (1, 2))
-    deviations = [_deviation(split, sizes, fractions) for split in arrangements]
+    deviations = np.array([_deviation(split, sizes, fractions) for split in arrangements])
     best = np.lexsort((deviations, absent_in_val, absent_in_test, _num_open(demands, arrangements)))[0]  # last first
     return arrangements[best][fold]
 
