@@ -7,7 +7,9 @@ import textwrap
 import numpy as np
 
 from fer_ray.data.manifest import EXPRESSIONS
-from fer_ray.report.figures import BLUE, GREY, ORANGE, SPLITS, tiles
+from fer_ray.report.figures import BLUE, GREY, ORANGE, SPLITS, captioned, tiles
+
+SHEET_COLUMNS = 8
 
 
 def crops_figure(montage: list[dict]):
@@ -87,17 +89,7 @@ def sizes_figure(index):
 
 def pairs_figure(pairs: list[list[tuple[np.ndarray, str]]]):
     """Pairs of pictures, one above the other, each with its title."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 * max(4, len(pairs)), 3.6), layout="constrained")
-    axes = figure.subplots(2, max(4, len(pairs)), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for column, pair in zip(axes.T, pairs, strict=False):
-        for axis, (picture, title) in zip(column, pair, strict=True):
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
-            axis.set_title(title, fontsize=7)
-    return figure
+    return captioned([list(row) for row in zip(*pairs, strict=True)], side=1.4)
 
 
 def examples_figure(examples: dict[str, list[np.ndarray]]):
@@ -119,14 +111,6 @@ def examples_figure(examples: dict[str, list[np.ndarray]]):
 
 def sheet_figure(shown: list[dict]):
     """A contact sheet: crops with their titles. `shown`: of `prepared_page.contact_sheets`, one class."""
-    from matplotlib.figure import Figure
-
-    columns = 8
-    figure = Figure(figsize=(1.3 * columns, 1.65 * -(-len(shown) // columns)), layout="constrained")
-    axes = figure.subplots(-(-len(shown) // columns), columns, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, one in zip(axes.flat, shown, strict=False):
-        axis.imshow(one["crop"], cmap="gray", vmin=0, vmax=255)
-        axis.set_title(textwrap.fill(one["title"], 22), fontsize=6)
-    return figure
+    titled = [(one["crop"], textwrap.fill(one["title"], 22)) for one in shown]
+    return captioned([titled[first : first + SHEET_COLUMNS] for first in range(0, len(titled), SHEET_COLUMNS)],
+                     side=1.2, fontsize=6)

@@ -6,8 +6,9 @@ import numpy as np
 
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.report.data_figures import pairs_figure
-from fer_ray.report.figures import BLUE, GREY, ORANGE, integer_axis
+from fer_ray.report.figures import BLUE, GREY, ORANGE, captioned, integer_axis
 
+HEAT_OPACITY = 0.55
 INTERVAL = " (line: 95 % interval over people)"
 
 
@@ -100,22 +101,21 @@ def heat_figure(shown: list[dict]):
 
     `shown`: of `explanation.explain`.
     """
-    from matplotlib.figure import Figure
-
-    columns = max(4, len(shown))
-    figure = Figure(figsize=(1.45 * columns, 3.5), layout="constrained")
-    axes = figure.subplots(2, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for (above, below), one in zip(axes.T, shown, strict=False):
-        above.imshow(one["crop"])
+    titled = []
+    for one in shown:
         right = one["guess"] == one["expression"]
         title = one["expression"] if right else f"{one['expression']}\ntaken for {one['guess']}"
-        above.set_title(f"{title}\n{one['probability']:.2f}", fontsize=7)
-        if one["heat"] is not None:
-            below.imshow(one["crop"])
-            below.imshow(one["heat"], cmap="inferno", alpha=0.55, vmin=0, vmax=1)
-    return figure
+        titled.append((one["crop"], f"{title}\n{one['probability']:.2f}"))
+    heated = [(_under_heat(one["crop"], one["heat"]), "") for one in shown if one["heat"] is not None]
+    return captioned([titled, heated] if heated else [titled], side=1.35)
+
+
+def _under_heat(crop: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A crop, uint8 [S, S, 3], through a coloured layer of its heat map, float [S, S] in 0 to 1."""
+    from matplotlib import colormaps
+
+    colours = 255 * colormaps["inferno"](heat)[..., :3]
+    return ((1 - HEAT_OPACITY) * crop + HEAT_OPACITY * colours).astype(np.uint8)
 
 
 def lookalikes_figure(shown: list[dict]):
