@@ -17,7 +17,7 @@ echo "test: types"
 .venv/bin/ty check
 
 echo "test: tests"
-# Two processes: one has the tests that share a Ray, the other those that start their own, and then the rest.
+# By two processes (pyproject.toml): one has the tests that share a Ray, the other those that start their own, and then the rest.
 run=(.venv/bin/python)
 coverage=false
 failed=0
@@ -27,7 +27,7 @@ if [[ ${1:-} == --coverage ]]; then
     run+=(-m coverage run)
     rm -rf .coverage_data
 fi
-"${run[@]}" -m pytest tests -n 2 --dist loadgroup "$@" || failed=$?
+"${run[@]}" -m pytest tests "$@" || failed=$?
 if $coverage; then
     echo "test: coverage of fer_ray, with the processes that the tests started"
     .venv/bin/python -m coverage combine -q 2> /dev/null   # a process that was killed left no readable file

@@ -63,6 +63,7 @@ LOCAL = {
     # By default torch.compile keeps what it has compiled in the temporary folder, which here ends with the job.
     "TORCHINDUCTOR_CACHE_DIR": os.path.expanduser("~/.cache/torchinductor"),
 }
+SETUP_OF_WORKERS = "fer_ray.cli.worker_setup.remember_cluster"
 CONNECT_TIMEOUT_S = 10.0
 
 
@@ -92,7 +93,7 @@ def connect(output: str = "", **options) -> None:
         # With its dashboard: Ray asks it whether a trial's trainer has ended, before it frees what that held.
         shipped = {} if address == "local" else {"py_modules": [str(ROOT / "fer_ray")]}
         options |= {"logging_level": logging.ERROR, "log_to_driver": False,
-                    "runtime_env": {"env_vars": settings, **shipped}}
+                    "runtime_env": {"env_vars": settings, "worker_process_setup_hook": SETUP_OF_WORKERS, **shipped}}
         with _temporary_files_in_scratch() if address == "local" else contextlib.nullcontext():
             _init(address, options)
         ending.listen()

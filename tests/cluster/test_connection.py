@@ -1,4 +1,4 @@
-"""A Ray of the job's own cannot be reached from other machines, and its token only by this user."""
+"""A Ray of the job's own: no other machine reaches it, only this user its token, and its workers ask no other Ray."""
 
 import os
 import stat
@@ -11,16 +11,22 @@ from cluster.conftest import environment
 
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 PROGRAM = """
-import os, sys
+import os, subprocess, sys
 sys.path.insert(0, {tests!r})
 from fer_ray.cli import connection
 from cluster import test_connection
 connection.connect(num_cpus=2)
 import ray
-ray.get(ray.remote(lambda: 1).remote())  # a worker is there too
+another = subprocess.Popen([sys.executable, "-c", {another!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+another.stdout.readline()
+# a worker is there too, which asks its own Ray
+asked = ray.get(ray.remote(lambda: [node.node_id for node in ray.util.state.list_nodes()]).remote())
+print("nodes of its own:", asked == [ray.get_runtime_context().get_node_id()])
+another.communicate()
 print("open:", test_connection.open_ports(), flush=True)
 print("processes:", len(test_connection.family()), flush=True)
 """
+ANOTHER = "import ray; ray.init('local', num_cpus=1, include_dashboard=False); print(flush=True); input()"
 
 
 def family() -> set[int]:
@@ -65,7 +71,7 @@ def started(tmp_path_factory):
     """The home and the output of a process that has started a Ray of its own."""
     home = tmp_path_factory.mktemp("home")
     env = {key: value for key, value in environment().items() if not key.startswith("RAY_AUTH_TOKEN")}
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(tests=str(Path(__file__).parents[1]))],
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(tests=str(Path(__file__).parents[1]), another=ANOTHER)],
                           env=env | {"HOME": str(home)}, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     return home, done.stdout
@@ -75,6 +81,10 @@ def test_nothing_listens_to_the_network(started):
     _, output = started
     assert "open: []\n" in output
     assert int(output.rpartition("processes: ")[2]) > 5  # GCS, raylet, dashboard, ... were looked at
+
+
+def test_a_worker_that_asks_about_the_cluster_asks_its_own(started):
+    assert "nodes of its own: True\n" in started[1]
 
 
 def test_only_the_user_can_read_the_token(started):

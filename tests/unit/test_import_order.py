@@ -112,6 +112,7 @@ ORDER = {
     "cli.ending": False,
     "cli.reference": False,
     "cli.watchdog": False,
+    "cli.worker_setup": False,
     "cli.connection": False,
     "cli.stages": True,
     "cli.serving": True,
