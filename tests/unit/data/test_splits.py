@@ -11,7 +11,7 @@ from fer_ray.data.drawn_face import render_face
 from fer_ray.data.manifest import EXPRESSIONS, DataError
 
 FRACTIONS = (0.8, 0.1, 0.1)
-SEEDS = 10  # of splits of people of two sources; 100 take 20 s, and the same holds
+SEEDS = 10  # of splits of people of two sources; 100 take half a minute, and the same holds
 
 
 def people(num_subjects: int, seed: int, max_images: int = 12) -> pd.DataFrame:
