@@ -13,7 +13,7 @@ from cluster.conftest import run_job, wait_for
 
 OPTIONS = ["--data.sources", '[{"kind": "ckplus", "root": "CK+"}]', "--evaluate.also",
            '[{"kind": "jaffe", "root": "jaffe", "name": "jaffe"}]', "--train.backbone", "efficientnet_lite0@64",
-           "--train.layers", "head", "--train.lr", "0.01", "--train.epochs", "8", "--train.batch_size", "16",
+           "--train.layers", "head", "--train.lr", "0.01", "--train.epochs", "15", "--train.batch_size", "16",
            "--protocol.repeats", "3", "--name", "tiny"]
 PAGES = ["runs/tiny-fold0/report.html", "crossval/tiny/crossval.html", "labels/tiny/labels.html",
          "prepared/tiny/prepare.html"]
