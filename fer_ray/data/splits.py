@@ -280,7 +280,8 @@ def _folds_to_splits(fold: np.ndarray, groups: _Groups, fractions: tuple[float, 
     arrangements = np.stack([rng.permutation(split_of_fold) for _ in range(ARRANGEMENTS)])
     absent_in_val, absent_in_test = (_num_open([(folds, part) for folds in classes], arrangements) for part in (1, 2))
     deviations = np.array([_deviation(split, sizes, fractions) for split in arrangements])
-    best = np.lexsort((deviations, absent_in_val, absent_in_test, _num_open(demands, arrangements)))[0]  # last first
+    # The last key counts first, and of equals the first arrangement comes first.
+    best = np.lexsort((deviations, absent_in_val, absent_in_test, _num_open(demands, arrangements)))[0]
     return arrangements[best][fold]
 
 

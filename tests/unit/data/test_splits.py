@@ -1,3 +1,5 @@
+import os
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -11,7 +13,8 @@ from fer_ray.data.drawn_face import render_face
 from fer_ray.data.manifest import EXPRESSIONS, DataError
 
 FRACTIONS = (0.8, 0.1, 0.1)
-SEEDS = 10  # of splits of people of two sources; 100 take half a minute, and the same holds
+# Of people of two sources; with 100 it takes a minute: `SEEDS=100 pytest tests/unit/data/test_splits.py -k each_source`
+SEEDS = int(os.environ.get("SEEDS", "10"))
 
 
 def people(num_subjects: int, seed: int, max_images: int = 12) -> pd.DataFrame:
