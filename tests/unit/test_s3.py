@@ -1,5 +1,6 @@
 """Storage against a real S3 server, with what a busy or distant one does to a tenth of the requests."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import s3
+
+from fer_ray import storage
 
 REPO = Path(__file__).parents[2]
 WORK = """
@@ -54,6 +57,17 @@ def test_right_bytes_from_a_server_that_breaks_a_tenth_of_the_requests(port):
         done = run(proxy, WORK, "faulty")
     assert done.returncode == 0, done.stderr
     assert sum(injected.values()) - injected["none"] >= 10, injected
+
+
+@pytest.mark.parametrize("size", [1000, 9_000_000])  # in one piece and in parts
+def test_a_body_that_ends_early_counts_once(port, size):
+    content = os.urandom(size)
+    with s3.in_this_process(port):
+        storage.write_bytes("s3://bucket/early", content)
+    with s3.faulty(port, fraction=0.5, faults=("truncated",)) as (proxy, injected, _), s3.in_this_process(proxy):
+        read = {(storage.sha256("s3://bucket/early"), storage.read_bytes("s3://bucket/early")) for _ in range(5)}
+    assert injected["truncated"] >= 5
+    assert read == {(hashlib.sha256(content).hexdigest(), content)}
 
 
 def test_of_writers_that_meet_one_creates(port):
