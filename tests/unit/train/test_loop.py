@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import s3 as server
 import torch
-import torch.distributed as dist
+import two_workers
 from safetensors.torch import load_file
 
 from fer_ray import s3, scratch, storage
@@ -205,56 +205,17 @@ def test_crops_that_lie_on_the_device_train_alike(job, monkeypatch, device):
     assert losses[0] == pytest.approx(losses[1], abs=5e-3) and losses[0] != losses[1], losses
 
 
-def of_two(rank: int, job: TrainJob, folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """The loop of one of two workers, in a process of its own; writes what it validated and what it compiled."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    validated, compiled, sizes = [], [], []
-    real, real_eval = loop.validate, batches.Cached.eval_batches
-
-    class Worker(SingleWorker):
-        world = 2
-
-        def __init__(self):
-            super().__init__(job)
-            self.rank = rank
-
-        def wrap(self, model):
-            return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-
-        def report(self, numbers, checkpoint):
-            if checkpoint:
-                super().report(numbers, checkpoint)
-
-    def validate(model, *arguments):
-        if len(arguments) == 5:  # not the batches before the first epoch
-            validated.append({name: values.clone() for name, values in model.named_buffers()})
-        return real(model, *arguments)
-
-    def eval_batches(self, batch_size):
-        sizes.append(batch_size)
-        return real_eval(self, batch_size)
-
-    patch.setattr(loop, "validate", validate)
-    patch.setattr(batches.Cached, "eval_batches", eval_batches)
-    patch.setattr(torch, "compile", lambda model: (compiled.append(type(model).__name__), model)[1])
-    if rank:
-        patch.setattr(checkpoints, "find_latest", None)  # it asks rank 0, and not the storage
-    worker = Worker()
-    loop.fit(job, worker)
-    worker.finish()
-    torch.save({"buffers": validated, "compiled": compiled, "sizes": sizes}, folder / f"{rank}.pt")
-
-
-def test_two_workers_agree_on_the_statistics_of_their_batches_and_read_the_storage_once(job, tmp_path, monkeypatch):
+def test_two_workers_agree_on_the_statistics_of_their_batches_and_read_the_storage_once(job, tmp_path):
+    # Not forks of this process: PyTorch refuses a backward pass in them once this one has used several threads for one.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["two_workers", "torch._dynamo", "torchvision", "timm"])
     two = renamed(job, "two", compile=True, micro_batches=2)
     for epochs in (1, 2):  # the second time they go on from a checkpoint
         two = dataclasses.replace(two, config=dataclasses.replace(two.config, train=dataclasses.replace(
             two.config.train, epochs=epochs)))
         folder = tmp_path / str(epochs)
         folder.mkdir()
-        both = [multiprocessing.get_context("fork").Process(target=of_two, args=(rank, two, folder, monkeypatch))
-                for rank in (0, 1)]
+        both = [processes.Process(target=two_workers.work, args=(rank, two, folder)) for rank in (0, 1)]
         for process in both:
             process.start()
         for process in both:
