@@ -244,7 +244,7 @@ class ServeConfig:
     port: Port = 8000
     """Port to listen on."""
     replicas: AtLeast0 = 0
-    """Processes with the network; 0: one for each GPU, or for every two CPUs. One for every two CPUs finds faces."""
+    """Processes with the network; 0: one for each GPU, or for every two CPUs. On CPUs they find the faces too."""
     max_mb: Positive = 20.0
     """Largest request in MB."""
     max_megapixels: Positive = 50.0

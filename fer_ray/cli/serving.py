@@ -40,9 +40,10 @@ def run_serve(config: Config) -> str:
     job = service.Job(network.uri, search, device, config.serve, settings, _joins())
     address = _url(config.serve)
     with service.running(job) as processes:
-        wording.say("serve", [f"{network.uri} on {resources.DEVICES[device]} in "
-                              f"{wording.count(processes.networks, 'process', 'processes')}; faces are found by "
-                              f"{processes.services}", f"{address} (Ctrl-C ends it)"])
+        finders = wording.count(processes.services, "process", "processes")
+        where = (f"in {wording.count(processes.networks, 'process', 'processes')}; faces are found by {finders}"
+                 if processes.networks else f"in {finders}, where faces are found too")
+        wording.say("serve", [f"{network.uri} on {resources.DEVICES[device]} {where}", f"{address} (Ctrl-C ends it)"])
         try:
             _watch(service.trouble)
         except KeyboardInterrupt:

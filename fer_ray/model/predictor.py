@@ -36,7 +36,7 @@ class Predictor:
         # channels-last, as `augment.to_tensor` makes the images: convolutions are faster in this memory format
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.head, self.batch_size = backbones.head(model, backbone), BATCH_SIZES[device]
-        self.temperature, self.flip_average = temperature, flip_average
+        self.temperature, self.flip_average, self.shares_cpus = temperature, flip_average, device != "cpu"
 
     @classmethod
     def from_checkpoint(cls, uri: str, threads: int = 0, device: str = "cpu",

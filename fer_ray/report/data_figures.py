@@ -94,19 +94,8 @@ def pairs_figure(pairs: list[list[tuple[np.ndarray, str]]]):
 
 def examples_figure(examples: dict[str, list[np.ndarray]]):
     """A row of pictures for each reason. `examples`: uint8 pictures by reason."""
-    from matplotlib.figure import Figure
-
-    columns = max(map(len, examples.values()))
-    figure = Figure(figsize=(1.1 * columns + 3, 1.2 * len(examples)), layout="constrained")
-    for row, (reason, pictures) in zip(figure.subplots(len(examples), columns, squeeze=False), examples.items(),
-                                       strict=True):
-        for axis, picture in zip(row, pictures, strict=False):
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
-        for axis in row:
-            axis.set_xticks([]), axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        row[0].set_ylabel(textwrap.fill(reason, 28), rotation=0, ha="right", va="center", fontsize=8)
-    return figure
+    return captioned([[(picture, textwrap.fill(reason, 28) if picture is pictures[0] else "") for picture in pictures]
+                      for reason, pictures in examples.items()], side=1.4)
 
 
 def sheet_figure(shown: list[dict]):

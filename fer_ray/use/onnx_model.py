@@ -38,6 +38,7 @@ class OnnxModel:
     """
 
     batch_size = 8  # as of `model.predictor` on a CPU
+    shares_cpus = True
 
     def __init__(self, content: bytes, name: str, threads: int = 0):
         """Build the network from the bytes of an ONNX file.

@@ -32,6 +32,9 @@ class Network(Protocol):
 
     batch_size: int
     """Crops of a forward pass that suit it."""
+    shares_cpus: bool
+    """Whether faces may be found beside a forward pass. Threads of torch on a CPU wait for each other by computing, so
+    that both would take longer than one after the other."""
 
     def probabilities(self, crops: list[np.ndarray]) -> np.ndarray:
         """Calibrated probabilities, float32 [N, 8], of N crops, uint8 [256, 256] or [256, 256, 3] (RGB) each."""

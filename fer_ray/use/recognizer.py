@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, overload
 
 from PIL import Image
@@ -17,7 +18,7 @@ from fer_ray.use import drawing, footage, networks, photographs, tracks, video
 from fer_ray.use.photographs import Crop, Cutter, Photograph, Search
 from fer_ray.use.recognition import Face, Frame, Network, Recognition, Recognitions
 
-CHUNK = 64  # photographs whose pixels are in memory at once
+CHUNK = 32  # photographs whose faces are scored together, while those of as many others are being found
 
 
 class Recognizer:
@@ -92,12 +93,13 @@ class Recognizer:
     def iterate(self, images: Iterable[Photograph]) -> Iterator[Recognition]:
         """As a call with a list, but one result after the other: memory stays the same, however many there are."""
         numbered = enumerate(images)
+        waiting: deque[list[Future]] = deque()
         while chunk := list(itertools.islice(numbered, CHUNK)):
-            cut = list(self._pool.map(lambda image: self._cut(image[1]), chunk))
-            scores = iter(self.network.probabilities([crop.pixels for crops, _ in cut for crop in crops]))
-            for (number, image), (crops, reason) in zip(chunk, cut, strict=True):
-                found = tuple(Face.of(crop.box, crop.score, crop.angle, crop.whole, next(scores)) for crop in crops)
-                yield Recognition(_title(image, number), found, reason)
+            waiting.append([self._pool.submit(self._cut, image, number) for number, image in chunk])
+            if len(waiting) > self.network.shares_cpus:
+                yield from self._score(waiting.popleft())
+        while waiting:
+            yield from self._score(waiting.popleft())
 
     def video(self, path: str | os.PathLike, every: float = 0.2, smooth: float = 0.0) -> Iterator[Frame]:
         """The faces in the frames of a video, one frame after the other: memory stays the same, however long it is.
@@ -144,12 +146,17 @@ class Recognizer:
         picture = photographs.load(image)
         return drawing.annotate(picture, dict(enumerate((recognition or self(picture)).faces)))
 
-    def _cut(self, image: Photograph) -> tuple[list[Crop], str | None]:
+    def _score(self, chunk: list[Future]) -> Iterator[Recognition]:
+        """`chunk`: what `_cut` makes of each photograph."""
+        cut = [photograph.result() for photograph in chunk]
+        scores = iter(self.network.probabilities([crop.pixels for _, crops, _ in cut for crop in crops]))
+        for title, crops, reason in cut:
+            found = tuple(Face.of(crop.box, crop.score, crop.angle, crop.whole, next(scores)) for crop in crops)
+            yield Recognition(title, found, reason)
+
+    def _cut(self, image: Photograph, number: int) -> tuple[str, list[Crop], str | None]:
+        title = photographs.name_of(image) if isinstance(image, str | os.PathLike) else f"#{number}"
         try:
-            return self.cutter.crops(photographs.load(image)), None
+            return title, self.cutter.crops(photographs.load(image)), None
         except pixels.ImageError as error:
-            return [], str(error)
-
-
-def _title(image: Photograph, number: int) -> str:
-    return photographs.name_of(image) if isinstance(image, str | os.PathLike) else f"#{number}"
+            return title, [], str(error)

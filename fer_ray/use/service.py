@@ -1,7 +1,8 @@
-"""The service on Ray Serve: processes that take requests and find faces, and processes with the network.
+"""The service on Ray Serve: processes that take requests, find faces and score them.
 
-`Service` decodes images and finds faces in threads, and asks `Network` about each face. That scores the faces of
-several requests in common batches, so that both keep all cores at work at once.
+`Service` decodes images and finds faces in threads, and asks `Network` about each face, which scores the faces of
+several requests in common batches. On CPUs each service has a network of its own, so that no crops travel between
+processes. On GPUs the networks have processes of their own, one a GPU, and take the faces of all services.
 """
 
 from __future__ import annotations
@@ -46,22 +47,25 @@ class ServiceError(UserError):
     """The service cannot start; the message says why."""
 
 
-@serve.deployment(max_ongoing_requests=FACES_ONGOING, graceful_shutdown_wait_loop_s=0.2, logging_config=QUIET)
 class Network:
-    """A process with the network, which scores the faces that wait for it in one batch."""
+    """The network, which scores the faces that wait for it in one batch."""
 
     def __init__(self, network: str, device: str):
-        self.network = networks.load(network, device, threads=batch.CPUS_PER_WORKER)
+        self.network = networks.load(network, device, threads=1)
         # a method that the decorator adds
         self.score.set_max_batch_size(self.network.batch_size)  # ty: ignore[missing-attribute]
         # the first forward pass takes longest, and nobody should wait for it
         self.network.probabilities([np.zeros((CROP_SIDE, CROP_SIDE, 3), np.uint8)] * 2)
 
-    @serve.batch
+    @serve.batch(max_concurrent_batches=batch.CPUS_PER_WORKER)
     async def score(self, crops: list[np.ndarray]) -> list[np.ndarray]:
         """Probabilities, float32 [8], of each crop, uint8 [256, 256] or [256, 256, 3]. Callers give one crop each."""
         # in a thread, so that the next faces arrive meanwhile
         return list(await asyncio.to_thread(self.network.probabilities, crops))
+
+
+NetworkProcess = serve.deployment(max_ongoing_requests=FACES_ONGOING, graceful_shutdown_wait_loop_s=0.2,
+                                  logging_config=QUIET)(Network)
 
 
 @serve.deployment(max_ongoing_requests=ONGOING, graceful_shutdown_wait_loop_s=0.2, logging_config=QUIET)
@@ -69,9 +73,11 @@ class Network:
 class Service:
     """A process that takes requests, and finds and cuts the faces of their images."""
 
-    def __init__(self, network: DeploymentHandle, search: Search, max_pixels: int, settings: web.Settings):
+    def __init__(self, network: str | DeploymentHandle, search: Search, max_pixels: int, settings: web.Settings):
+        """`network`: the URI of the one that this process is to load, or the processes that have it."""
         cv2.setNumThreads(1)  # the pool's threads are the parallelism
-        self.network, self.max_pixels, self.settings = network, max_pixels, settings
+        self.score = Network(network, "cpu").score if isinstance(network, str) else network.score.remote
+        self.max_pixels, self.settings = max_pixels, settings
         self.cutter = Cutter(search)
         self.pool = ThreadPoolExecutor(batch.CPUS_PER_WORKER)
 
@@ -84,7 +90,7 @@ class Service:
         loop = asyncio.get_running_loop()
         cut = await asyncio.gather(*(loop.run_in_executor(self.pool, self._cut, one.content) for one in uploads))
         try:
-            scores = iter(await asyncio.gather(*(self.network.score.remote(crop.pixels)
+            scores = iter(await asyncio.gather(*(self.score(crop.pixels)
                                                  for crops, _ in cut for crop in crops)))
         except (RayError, RayServeException) as error:
             raise web.Unavailable(f"the network does not answer ({type(error).__name__}); try again") from error
@@ -119,14 +125,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes there are of each kind."""
+    """How many processes there are of each kind, and the CPUs that each asks of Ray."""
 
-    networks: int
-    """With the network."""
-    cpus: float
-    """That each of these asks of Ray."""
     services: int
-    """That find faces."""
+    """That take requests and find faces."""
+    cpus: float
+    """Of a service."""
+    networks: int = 0
+    """With the network; 0: each service has one."""
+    network_cpus: float = 0
+    """Of one with the network."""
 
 
 def processes(cluster: dict, replicas: int, device: str, grows: bool) -> Processes:
@@ -134,21 +142,26 @@ def processes(cluster: dict, replicas: int, device: str, grows: bool) -> Process
 
     Args:
         cluster: as `ray.cluster_resources()` gives it.
-        replicas: with the network; 0: one for each GPU, or for every two CPUs.
-        device: cpu or cuda: each of these computes on a GPU.
+        replicas: of the network; 0: one for each GPU, or for every two CPUs.
+        device: cpu, where each service has a network, or cuda.
         grows: whether an autoscaler starts nodes for what is asked for.
 
     Raises: ConfigError if the cluster has not so many GPUs.
     """
-    networks, cpus = batch.workers(cluster, device)
+    networks, network_cpus = batch.workers(cluster, device)
     if device == "cuda" and replicas > networks and not grows:
         raise ConfigError(f"serve.replicas: {replicas} processes need {replicas} GPUs, the cluster has {networks}")
-    networks = replicas or networks
-    services = max(1, int(cluster.get("CPU", 1) // batch.CPUS_PER_WORKER))
-    if not grows:  # else they would wait for CPUs for ever
-        left = (cluster.get("CPU", 1) - services * batch.CPUS_PER_TASK) / networks
-        cpus = min(cpus, math.floor(1000 * left) / 1000)
-    return Processes(networks, cpus, services)
+    networks, cpus = replicas or networks, cluster.get("CPU", 1)
+
+    def limited(wanted: float, room: float) -> float:
+        """CPUs of each of `networks` processes: where no node comes, they would wait for more for ever."""
+        return wanted if grows else min(wanted, math.floor(1000 * room / networks) / 1000)
+
+    if device == "cpu":
+        return Processes(networks, limited(network_cpus + batch.CPUS_PER_TASK, cpus))
+    services = max(1, int(cpus // batch.CPUS_PER_WORKER))
+    return Processes(services, batch.CPUS_PER_TASK, networks,
+                     limited(network_cpus, cpus - services * batch.CPUS_PER_TASK))
 
 
 @contextlib.contextmanager
@@ -181,7 +194,7 @@ def _start(job: Job, wanted: Processes) -> None:
     try:
         serve.start(http_options={"host": job.config.host, "port": job.config.port,
                                   "request_timeout_s": job.config.timeout_s}, logging_config=QUIET)
-        serve.run_many([serve.RunTarget(_application(job, wanted), name=NAME, logging_config=QUIET)],
+        serve.run_many([serve.RunTarget(application(job, wanted), name=NAME, logging_config=QUIET)],
                        wait_for_applications_running=False)
     except (RuntimeError, RayError) as error:
         raise ServiceError(f"the service cannot start: {_reason(error)}") from error
@@ -196,14 +209,18 @@ def _start(job: Job, wanted: Processes) -> None:
         time.sleep(POLL_S)
 
 
-def _application(job: Job, wanted: Processes) -> serve.Application:
-    network = Network.options(num_replicas=wanted.networks,
-                              ray_actor_options={"num_cpus": wanted.cpus, "num_gpus": int(job.device == "cuda")})
-    service = Service.options(num_replicas=wanted.services, ray_actor_options={"num_cpus": batch.CPUS_PER_TASK},
+def application(job: Job, wanted: Processes) -> serve.Application:
+    """What Ray Serve is to run."""
+    network: str | serve.Application = job.network
+    if wanted.networks:
+        network = NetworkProcess.options(
+            num_replicas=wanted.networks, ray_actor_options={"num_cpus": wanted.network_cpus,
+                                                             "num_gpus": int(job.device == "cuda")}
+        ).bind(job.network, job.device)
+    service = Service.options(num_replicas=wanted.services, ray_actor_options={"num_cpus": wanted.cpus},
                               max_queued_requests=job.config.max_queued,
                               backpressure_config={"status_code": 503, "retry_after_s": 1})
-    return service.bind(network.bind(job.network, job.device), job.search,
-                        int(job.config.max_megapixels * 1e6), job.settings)
+    return service.bind(network, job.search, int(job.config.max_megapixels * 1e6), job.settings)
 
 
 def _end_earlier() -> None:

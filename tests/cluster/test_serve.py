@@ -23,8 +23,11 @@ from PIL import Image
 
 from cluster import test_connection
 from fer_ray import Recognizer
+from fer_ray.config import ServeConfig
 from fer_ray.data.manifest import EXPRESSIONS
 from fer_ray.data.sample import render_face
+from fer_ray.data_config import FacesConfig
+from fer_ray.use.photographs import Search
 
 TOKEN = "a-token-of-this-test"
 QUEUED = 8
@@ -74,7 +77,7 @@ def save(file: Path, pixels: np.ndarray) -> Path:
 
 def test_it_says_what_the_recognizer_says(served, tmp_path):
     """And the recognizer says what jobs/predict.py and jobs/evaluate.py say (test_predict.py)."""
-    assert re.match(r"serve: /.+/c on CPUs in 1 process; faces are found by 1\n", served.said[0])
+    assert re.match(r"serve: /.+/c on CPUs in 1 process, where faces are found too\n", served.said[0])
     images = [save(tmp_path / f"{e}.png", draw(e)) for e in EXPRESSIONS[:3]]
     images.append(save(tmp_path / "two.jpg", np.hstack([draw("happiness"), draw("anger")])))
     answer = ask(served, *images).json()
@@ -177,7 +180,7 @@ def test_the_page_shows_faces_of_the_camera_and_of_pictures(served, browser, tmp
 
 
 def test_it_says_when_somebody_else_ends_it(served):
-    """Last, since it ends the service; the command goes on and can be ended."""
+    """Among the last, since it ends the service; the command goes on and can be ended."""
     from ray import serve
 
     from fer_ray.use import service
@@ -186,3 +189,20 @@ def test_it_says_when_somebody_else_ends_it(served):
     serve.delete(service.NAME)
     time.sleep(0.1)
     assert service.trouble() == "somebody else has ended it"
+
+
+def test_networks_in_processes_of_their_own_say_the_same(served, tmp_path):
+    """As on GPUs; in the place of the service that the test before has ended."""
+    from ray import serve
+
+    from fer_ray.use import service, web
+
+    settings = web.Settings(page="", calibrated=True, token_sha256="", max_mb=5)
+    job = service.Job(served.checkpoint, Search(FacesConfig()), "cpu", ServeConfig(), settings, joined=True)
+    apart = service.Processes(services=1, cpus=0.5, networks=1, network_cpus=0.5)
+    serve.run(service.application(job, apart), name=service.NAME)
+    image = save(tmp_path / "two.png", np.hstack([draw("happiness"), draw("anger")]))
+    faces = ask(served, image).json()["results"][0]["faces"]
+    for found, wanted in zip(faces, Recognizer.load(served.checkpoint)(image).faces, strict=True):
+        assert found["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-6)
+    assert sorted(serve.status().applications[service.NAME].deployments) == ["Network", "Service"]

@@ -191,11 +191,13 @@ def test_no_checkpoint_and_one_of_other_classes_are_told(tmp_path):
         Recognizer.load(folder)
 
 
-def test_many_images_are_worked_on_a_few_at_a_time(recognize, monkeypatch):
+@pytest.mark.parametrize("shares_cpus, at_first", [(False, [0, 1]), (True, [0, 1, 2, 3])])
+def test_many_images_are_worked_on_a_few_at_a_time(recognize, monkeypatch, shares_cpus, at_first):
     monkeypatch.setattr(recognizer, "CHUNK", 2)
+    monkeypatch.setattr(recognize.network, "shares_cpus", shares_cpus)
     asked = []
     results = recognize.iterate(asked.append(number) or EMPTY for number in range(5))
-    assert next(results).image == "#0" and asked == [0, 1]
+    assert next(results).image == "#0" and asked == at_first
     assert [one.image for one in results] == ["#1", "#2", "#3", "#4"]
 
 
