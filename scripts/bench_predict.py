@@ -327,6 +327,8 @@ def main() -> None:
         print(json.dumps({**found, "backbone": options.backbone, "cores": os.cpu_count(),
                           "date": date.today().isoformat()}))
         return
+    # A shell that starts this in the background has it ignore Ctrl-C, and so would the service that is ended by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     images = [picture.image for picture in inputs.find(options.images).photographs][: options.count]
     print(f"{len(images)} photographs, {os.cpu_count()} cores, {platform.processor() or 'x86'}", flush=True)
     connection.connect()
