@@ -7,6 +7,7 @@ Measured on the same photographs, from files to a table, taking turns, `--rounds
 - python: `Recognizer` on the list of files, every face;
 - largest: the same, with `faces="largest"`;
 - onnx, onnx_largest: as these two, with the network exported to ONNX;
+- int8, int8_largest: with the network exported to ONNX in int8;
 - ray: `jobs/predict.py`'s pipeline on all cores, every face, without the start of Ray, but with that of its workers;
 - service: `jobs/serve.py`, asked by 16 clients at once, a photograph a request; also the time within which 95 % of
   the requests are answered;
@@ -30,6 +31,7 @@ weights an image is scored once, without its mirror image, as the loop does. Pri
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -58,15 +60,17 @@ import torch
 from fer_ray import Recognizer
 from fer_ray.cli import connection
 from fer_ray.config import Config, TrainConfig, to_dict
+from fer_ray.data import pixels
 from fer_ray.data.drawn_face import render_face
 from fer_ray.data_config import FacesConfig
 from fer_ray.model import augment, backbones, checkpoints
 from fer_ray.use import batch, inputs, networks, onnx_export
 from fer_ray.use.footage import Footage
-from fer_ray.use.photographs import Search
+from fer_ray.use.photographs import Cutter, Search
 
 RATE, FILM_S = 30, 10
 CLIENTS, TOKEN = 16, "a-token-of-this-benchmark"
+CALIBRATION = 128  # photographs, as many as jobs/export.py takes
 SERVE_JOB = Path(__file__).resolve().parent.parent / "jobs/serve.py"
 MEMORY = """
 import resource, sys
@@ -127,6 +131,17 @@ def write_onnx(checkpoint: str, folder: Path) -> str:
     program = onnx_export.trace(classifier, description["backbone"])
     onnx_export.write_onnx(program, str(folder / "model.onnx"), onnx_export.metadata_of(description, None))
     return str(folder / "model.onnx")
+
+
+def write_int8(exported: str, images: list[str], folder: Path) -> str:
+    """An ONNX network in int8, its ranges measured on faces of these photographs; the file."""
+    cutter = Cutter(Search(FacesConfig(), faces="largest"))
+    crops = []
+    for image in images:
+        with contextlib.suppress(pixels.ImageError):
+            crops += [augment.to_rgb(crop.pixels) for crop in cutter.crops(pixels.load(image))]
+    onnx_export.quantize(exported, str(folder / "int8.onnx"), crops)
+    return str(folder / "int8.onnx")
 
 
 def with_service(images: list[str], checkpoint: str) -> tuple[float, float]:
@@ -340,6 +355,8 @@ def main() -> None:
         every, largest = Recognizer.load(checkpoint), Recognizer.load(checkpoint, faces="largest")
         exported = write_onnx(checkpoint, out)
         onnx, onnx_largest = Recognizer.load(exported), Recognizer.load(exported, faces="largest")
+        smaller = write_int8(exported, images[:CALIBRATION], out)
+        int8, int8_largest = Recognizer.load(smaller), Recognizer.load(smaller, faces="largest")
         rounds: list[dict[str, float]] = []
         latencies: list[dict[str, float]] = []
         for number in range(options.rounds):
@@ -349,6 +366,8 @@ def main() -> None:
                      "largest": timed(lambda: with_python(images, largest, table)),  # noqa: B023
                      "onnx": timed(lambda: with_python(images, onnx, table)),  # noqa: B023
                      "onnx_largest": timed(lambda: with_python(images, onnx_largest, table)),  # noqa: B023
+                     "int8": timed(lambda: with_python(images, int8, table)),  # noqa: B023
+                     "int8_largest": timed(lambda: with_python(images, int8_largest, table)),  # noqa: B023
                      "ray": timed(lambda: with_ray(images, checkpoint, f"{out}/{number}")),  # noqa: B023
                      "ray_onnx": timed(lambda: with_ray(images, exported, f"{out}/onnx{number}"))}  # noqa: B023
             waited = {}
