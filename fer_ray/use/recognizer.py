@@ -94,9 +94,10 @@ class Recognizer:
         """As a call with a list, but one result after the other: memory stays the same, however many there are."""
         numbered = enumerate(images)
         waiting: deque[list[Future]] = deque()
+        ahead = 1 if self.network.shares_cpus else 0  # chunks whose faces are found while another is scored
         while chunk := list(itertools.islice(numbered, CHUNK)):
             waiting.append([self._pool.submit(self._cut, image, number) for number, image in chunk])
-            if len(waiting) > self.network.shares_cpus:
+            if len(waiting) > ahead:
                 yield from self._score(waiting.popleft())
         while waiting:
             yield from self._score(waiting.popleft())

@@ -51,6 +51,7 @@ class Network:
     """The network, which scores the faces that wait for it in one batch."""
 
     def __init__(self, network: str, device: str):
+        # one thread a batch: two batches at once wait less than two threads that share one
         self.network = networks.load(network, device, threads=1)
         # a method that the decorator adds
         self.score.set_max_batch_size(self.network.batch_size)  # ty: ignore[missing-attribute]

@@ -203,6 +203,7 @@ def test_networks_in_processes_of_their_own_say_the_same(served, tmp_path):
     serve.run(service.application(job, apart), name=service.NAME)
     image = save(tmp_path / "two.png", np.hstack([draw("happiness"), draw("anger")]))
     faces = ask(served, image).json()["results"][0]["faces"]
+    assert len(faces) == 2
     for found, wanted in zip(faces, Recognizer.load(served.checkpoint)(image).faces, strict=True):
         assert found["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-6)
     assert sorted(serve.status().applications[service.NAME].deployments) == ["Network", "Service"]
