@@ -17,7 +17,6 @@ SUFFIXES = frozenset(".mp4 .m4v .mov .qt .3gp .3g2 .avi .divx .mkv .webm .mpg .m
 # plain text for a film.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,asf,flv,ogg,mxf"
 BUFFER = 2**18  # bytes that are asked for at once
-THREADS = 2  # of the decoder; each holds a frame, and more than two are idle while faces are searched for
 EPSILON_S = 1e-4  # times are sums of fractions
 
 
@@ -132,8 +131,9 @@ class Footage:
             raise VideoError("no video in it, but sound alone" if self._container.streams.audio
                              else "no video in it, or its end is missing")
         self._stream: Any = films[0]
-        self._stream.thread_type = "AUTO"
-        self._stream.codec_context.thread_count = THREADS
+        # FFmpeg reports damage reliably only with one thread. Threads for several frames may hand a frame out before
+        # its damage has been met, and with threads for the slices of a frame H.264 is not examined at all.
+        self._stream.codec_context.thread_count = 1
         self._stretch = float(self._stream.sample_aspect_ratio or 1)
         self.rate = float(self._stream.average_rate or 25)
         length = self._stream.duration

@@ -46,10 +46,14 @@ def test_a_part_of_a_video_has_the_pixels_of_the_whole(film):
 def test_a_damaged_tail_ends_the_video(film, tmp_path):
     whole, _ = read(film)
     content = film.read_bytes()
+    length = int(len(content) * 0.6)
     cut = tmp_path / f"cut{film.suffix}"
-    cut.write_bytes(content[: int(len(content) * 0.6)])
+    cut.write_bytes(content[:length])
+    with av.open(str(film)) as container:
+        left = sum(packet.pos is not None and packet.pos + packet.size <= length
+                   for packet in container.demux(video=0) if packet.size)
     found, _ = read(cut)
-    assert 10 < len(found) < 25
+    assert len(found) == left > 10  # every frame before the damage
     assert all((found[time] == whole[time]).all() for time in found)  # and none with grey or smeared blocks
 
 
