@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,8 @@ SUFFIXES = frozenset(".mp4 .m4v .mov .qt .3gp .3g2 .avi .divx .mkv .webm .mpg .m
 # plain text for a film.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,asf,flv,ogg,mxf"
 BUFFER = 2**18  # bytes that are asked for at once
+# Packets until a packet's frame is shown, if it has one: codecs reorder at most 16 frames, of at most two packets each.
+REORDERED = 32
 EPSILON_S = 1e-4  # times are sums of fractions
 
 
@@ -171,25 +175,51 @@ class Footage:
         return self._last - self._origin
 
     def _decoded(self) -> Iterator[Any]:
-        """Every frame that is whole, and does not refer to one that is not."""
+        """Every frame that is whole, and does not refer to one that is not, in the order in which they are shown.
+
+        A frame refers to frames whose packets precede its own, and some of them are shown after it. So it is held until
+        the frames of all packets before its own are known.
+        """
+        held: deque[tuple[int, Any]] = deque()
+        known: set[int] = set()
+        unknown = 0  # the first packet whose frame is not
+        damage = math.inf  # the first damaged packet since a frame that stands for itself
+        for number, frame in self._by_packet():
+            known.add(number)
+            while unknown in known or unknown + REORDERED < number:
+                known.discard(unknown)
+                unknown += 1
+            if frame is not None and (number < damage or frame.key_frame):
+                if number > damage:
+                    damage = math.inf
+                held.append((number, frame))
+            else:
+                damage = min(damage, number)
+                whole = deque((other, before) for other, before in held if other < number)
+                self.damaged += 1 + len(held) - len(whole)
+                held = whole
+            while held and held[0][0] < unknown:
+                yield held.popleft()[1]
+        yield from (frame for _, frame in held)
+
+    def _by_packet(self) -> Iterator[tuple[int, Any]]:
+        """The frames in the order in which they are shown, each with the number of its packet; None if damaged."""
         import av
 
-        is_broken = False
-        for packet in self._packets():
+        self._stream.codec_context.copy_opaque = True  # a frame has what its packet was given
+        for number, packet in enumerate(self._packets()):
+            if packet is not None:
+                packet.opaque = number, packet.is_corrupt
             try:
                 frames = packet.decode() if packet is not None else self._stream.decode(None)
             except av.error.EOFError:
                 return
             except av.error.FFmpegError:
-                is_broken, self.damaged = True, self.damaged + 1
+                yield number, None
                 continue
-            is_broken = is_broken or packet is not None and packet.is_corrupt
             for frame in frames:
-                is_broken = frame.is_corrupt or is_broken and not frame.key_frame
-                if is_broken:
-                    self.damaged += 1
-                else:
-                    yield frame
+                own, is_corrupt = frame.opaque or (number, False)
+                yield own, None if is_corrupt or frame.is_corrupt else frame
 
     def _packets(self) -> Iterator[Any]:
         """The packets of the stream, and then None for what the decoder still holds."""

@@ -57,6 +57,22 @@ def test_a_damaged_tail_ends_the_video(film, tmp_path):
     assert all((found[time] == whole[time]).all() for time in found)  # and none with grey or smeared blocks
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_a_frame_that_is_shown_before_a_damaged_one_may_refer_to_it(suffix, tmp_path):
+    film = Path(videos.write(tmp_path / f"film{suffix}", videos.walk(2.0), CODECS[suffix]))
+    whole, content = read(film)[0], film.read_bytes()
+    with av.open(str(film)) as container:
+        _, referred_to, shown_before, *_ = container.demux(video=0)
+    assert referred_to.pts is not None and shown_before.pts is not None and referred_to.pos is not None
+    assert referred_to.pts > shown_before.pts
+    end = referred_to.pos + referred_to.size
+    start = end - referred_to.size // 3
+    film.write_bytes(content[:start] + b"\xff" * (end - start) + content[end:])
+    found, damaged = read(film)
+    assert list(found) == [time for time in whole if time == 0 or time >= 1] and damaged == 9
+    assert all((found[time] == whole[time]).all() for time in found)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
 def test_damage_within_costs_the_frames_that_refer_to_it(suffix, tmp_path):
     film = Path(videos.write(tmp_path / f"film{suffix}", videos.walk(3.5), CODECS[suffix]))
