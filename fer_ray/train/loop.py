@@ -120,7 +120,7 @@ def fit(job: TrainJob, worker: Worker) -> None:
             torch.manual_seed(hash((settings.seed, epoch, step, rank)) % 2**63)  # of dropout
             loss = train_step(stepped, optimizer, train_data.to_input(images, device),
                               batches.to_device(labels, device), class_weights, batch_size / world, settings, autocast)
-            average.update()
+            average.after_step(step, num_steps)
             total += torch.stack([loss.double(), loss.new_tensor(len(labels), dtype=torch.float64)])
             ticker.tick(epoch, (step + 1) * batch_size, num_steps * batch_size)
             if settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0:

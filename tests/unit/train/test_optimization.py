@@ -63,6 +63,24 @@ def test_the_body_learns_at_its_part_of_the_learning_rate():
     assert shares[(8, 512)] == 1 and shares[(8,)] == 1 and shares[(64, 3, 7, 7)] == 0.2
 
 
+def test_the_average_takes_in_every_fourth_step_and_an_epochs_last_one():
+    network = torch.nn.Linear(1, 1)
+    averages = [averaging.Average(network, decay=0.9)]
+    for step in range(6):
+        torch.nn.init.constant_(network.weight, step)
+        for average in averages:
+            average.after_step(step, num_steps=6)
+        if step == 4:  # the run dies and goes on from here
+            resumed = torch.nn.Linear(1, 1)
+            resumed.load_state_dict(averages[0].network.state_dict())
+            averages.append(averaging.Average(resumed, 0.9, averages[0].state()["averaged_steps"]))
+            averages[1].trained = network
+    expected = [3 * (5 / 14) ** 2 + 5 * (1 - (5 / 14) ** 2)]  # after step 3 it is the network, then two steps are new
+    weights = [float(average.network.state_dict()["weight"]) for average in averages]
+    assert weights == pytest.approx(expected * 2)
+    assert [average.state()["averaged_steps"] for average in averages] == [6, 6]
+
+
 @pytest.mark.parametrize("backbone", ["alexnet@64", "vgg19@64", "resnet152@64"])
 def test_the_papers_networks_train_with_all_levers(backbone):
     settings = TrainConfig(backbone=backbone, augmentation="strong", average=0.9, label_smoothing=0.1, body_lr=0.3,
@@ -73,10 +91,10 @@ def test_the_papers_networks_train_with_all_levers(backbone):
                           np.zeros(4, int))
     (images, labels), = batches.Cached(crops, settings.augmentation, 0, 0, 1).train_steps(0, 4, 0, "natural")
     first = backbones.head(average.network, backbone).weight.clone()
-    for _ in range(2):
+    for step in range(6):
         loss = loop.train_step(model, optimizer, augment.to_tensor(images), torch.from_numpy(labels), torch.ones(8), 4,
                                settings, contextlib.nullcontext())
-        average.update()
+        average.after_step(step, num_steps=6)
     trained, averaged = (backbones.head(network, backbone).weight for network in (model, average.network))
     assert loss.isfinite() and (averaged != first).any() and (averaged != trained).any()
     assert average.network.eval()(torch.zeros(1, 3, 224, 224)).isfinite().all()
