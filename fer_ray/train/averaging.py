@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-# An update moves all weights through memory: of AlexNet on a CPU it takes 3 % of a step, which few other networks feel.
-# torchvision's reference updates after every 32nd step.
+# Steps between two updates, each of which moves all weights through memory. After every single step that would take
+# AlexNet, which has many weights for its computing, a noticeable time (docs/benchmarks.md). torchvision's reference
+# waits for 32 steps.
 EVERY = 4
 
 
@@ -41,8 +42,8 @@ class Average:
         """
         if self.averaged is not None and ((step + 1) % EVERY == 0 or step + 1 == num_steps):
             new = step % EVERY + 1
-            # The start weights count little: after n steps at most n of n + 10 parts are old. The steps are counted
-            # here, since torch's count would be read from the device, which waits until all work there is done.
+            # The start weights count little: after n steps at most n of n + 10 parts are old. Torch counts updates and
+            # not steps, and gives their number as a value on the device: reading it would wait for all work there.
             old_part = min(self.decay, (self.steps + 1) / (self.steps + 10)) ** new
             self.averaged.multi_avg_fn = get_ema_multi_avg_fn(old_part)
             self.averaged.update_parameters(self.trained)

@@ -1,6 +1,7 @@
 """What a step of the optimiser is made of: learning rate, class weights, micro-batches, weight decay."""
 
 import contextlib
+import copy
 
 import numpy as np
 import pytest
@@ -64,17 +65,15 @@ def test_the_body_learns_at_its_part_of_the_learning_rate():
 
 
 def test_the_average_takes_in_every_fourth_step_and_an_epochs_last_one():
-    network = torch.nn.Linear(1, 1)
-    averages = [averaging.Average(network, decay=0.9)]
+    networks = [torch.nn.Linear(1, 1)]
+    averages = [averaging.Average(networks[0], decay=0.9)]
     for step in range(6):
-        torch.nn.init.constant_(network.weight, step)
-        for average in averages:
+        for network, average in zip(networks, averages, strict=True):
+            torch.nn.init.constant_(network.weight, step)
             average.after_step(step, num_steps=6)
         if step == 4:  # the run dies and goes on from here
-            resumed = torch.nn.Linear(1, 1)
-            resumed.load_state_dict(averages[0].network.state_dict())
-            averages.append(averaging.Average(resumed, 0.9, averages[0].state()["averaged_steps"]))
-            averages[1].trained = network
+            networks.append(copy.deepcopy(averages[0].network))
+            averages.append(averaging.Average(networks[1], 0.9, averages[0].state()["averaged_steps"]))
     expected = [3 * (5 / 14) ** 2 + 5 * (1 - (5 / 14) ** 2)]  # after step 3 it is the network, then two steps are new
     weights = [float(average.network.state_dict()["weight"]) for average in averages]
     assert weights == pytest.approx(expected * 2)
